@@ -1,0 +1,103 @@
+"""Hierarchical speculative decoding: stacked draft models, and only the target's own tokens reach the reply.
+
+`import hsd` loads no torch; the names below load what they need when they are first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hsd import planning
+    from hsd.config import Family, load_families
+    from hsd.engine import Engine
+    from hsd.errors import ConfigError, HsdError, LoadError, ModelError, PromptError, StoreError
+    from hsd.paths import data_dir
+    from hsd.types import (
+        Dropped,
+        Event,
+        FamilyInfo,
+        Finished,
+        LevelStats,
+        LoadProgress,
+        Plan,
+        Replanned,
+        Reply,
+        ReplyStats,
+        SamplingParams,
+        Stage,
+        Started,
+        Tokens,
+    )
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "Engine": "hsd.engine",
+    "Family": "hsd.config",
+    "load_families": "hsd.config",
+    "data_dir": "hsd.paths",
+    **dict.fromkeys(("ConfigError", "HsdError", "LoadError", "ModelError", "PromptError", "StoreError"), "hsd.errors"),
+    **dict.fromkeys(
+        (
+            "Dropped",
+            "Event",
+            "FamilyInfo",
+            "Finished",
+            "LevelStats",
+            "LoadProgress",
+            "Plan",
+            "Replanned",
+            "Reply",
+            "ReplyStats",
+            "SamplingParams",
+            "Stage",
+            "Started",
+            "Tokens",
+        ),
+        "hsd.types",
+    ),
+}
+
+__all__ = [
+    "ConfigError",
+    "Dropped",
+    "Engine",
+    "Event",
+    "Family",
+    "FamilyInfo",
+    "Finished",
+    "HsdError",
+    "LevelStats",
+    "LoadError",
+    "LoadProgress",
+    "ModelError",
+    "Plan",
+    "PromptError",
+    "Replanned",
+    "Reply",
+    "ReplyStats",
+    "SamplingParams",
+    "Stage",
+    "Started",
+    "StoreError",
+    "Tokens",
+    "__version__",
+    "data_dir",
+    "load_families",
+    "planning",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "planning":
+        return importlib.import_module("hsd.planning")
+    home = _HOME.get(name)
+    if home is None:
+        raise AttributeError(f"module 'hsd' has no attribute {name!r}")
+    return getattr(importlib.import_module(home), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

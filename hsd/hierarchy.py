@@ -1,0 +1,306 @@
+"""The round: draft, verify, cut. Hierarchical speculative decoding (Mohri et al. 2025, arXiv 2510.19705).
+
+There is exactly one token sequence: prompt, committed reply, pending tokens. Level `l` asks level `l-1` for a block,
+reads it in one pass, keeps what it accepts plus one token of its own, and repeats until it holds at least its threshold;
+then it hands all of them up. The top level is the target, and what it emits is the reply. Plain decoding is the chain
+of one level, Leviathan's scheme the chain of two; they take the same path through this file.
+
+Every level emits tokens distributed as its own model has them, whatever stands below. Whether a level goes on may depend
+on everything already fixed, never on a token yet to be drawn, and nothing sampled is ever dropped but by a verdict.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from hsd.errors import HsdError, ModelError
+from hsd.lookup import SuffixIndex
+from hsd.runtime import Reader
+from hsd.sampling import Sampler
+from hsd.types import LOOKUP, LevelStats
+from hsd.verify import NoDistributionError, draw, verify
+
+
+@dataclass(slots=True)
+class TokenSequence:
+    """Prompt, committed reply and pending tokens, and which level drew each token behind the prompt."""
+
+    tokens: list[int]
+    prompt_length: int
+    origins: list[str] = field(default_factory=list)
+
+    def append(self, token: int, origin: str) -> None:
+        self.tokens.append(token)
+        self.origins.append(origin)
+
+    def cut(self, length: int) -> None:
+        del self.tokens[length:]
+        del self.origins[length - self.prompt_length :]
+
+
+@dataclass(slots=True)
+class Level:
+    """One level of a chain.
+
+    Args:
+        name: the model's name, or `lookup`.
+        threshold: it hands its block up once it holds this many tokens; unused for the target.
+        source: a model reading the sequence, or the suffix index of a lookup.
+    """
+
+    name: str
+    threshold: int
+    source: Reader | SuffixIndex
+    rows: list[Tensor] = field(default_factory=list)  # distributions of its tokens that the next level has not seen
+    proposed: int = 0
+    accepted: int = 0
+    lookups: int = 0
+    lookup_seconds: float = 0.0
+
+    def take_rows(self, device: torch.device) -> Tensor:
+        """The distributions of the block that is handed up, dense `(n, V)` or one-hot `(n,)`; forgets them."""
+        rows, self.rows = self.rows, []
+        if not rows:
+            return torch.empty(0, dtype=torch.long, device=device)
+        return rows[0] if len(rows) == 1 else torch.cat(rows)
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """One round of the target: the tokens that it emitted, who had proposed each, and how long the block was."""
+
+    tokens: list[int]
+    origins: list[str]
+    proposed: int
+    accepted: int
+    seconds: float
+
+
+class Hierarchy:
+    """A chain of levels decoding one reply.
+
+    Args:
+        levels: cheapest first, the target last. All but a lookup are `Reader`s; only the first may be a lookup.
+        sequence: tokens read so far; decoding goes on behind them.
+        sampler: logits to distributions, the same for every level.
+        end_ids: a token that ends the reply; no level drafts behind one.
+        limit: longest sequence, prompt and reply together.
+        rule: "block" or "token", above temperature 0.
+        generator: source of all coins, on the target's device.
+    """
+
+    def __init__(
+        self,
+        levels: Sequence[Level],
+        sequence: TokenSequence,
+        sampler: Sampler,
+        *,
+        end_ids: Collection[int],
+        limit: int,
+        rule: str,
+        generator: torch.Generator,
+    ) -> None:
+        self.levels = list(levels)
+        self.sequence = sequence
+        self._sampler = sampler
+        self._end_ids = frozenset(end_ids)
+        self._limit = limit
+        self._rule = rule
+        self._generator = generator
+        self._device = generator.device
+        self._marks = [len(level.source.meter.passes) if isinstance(level.source, Reader) else 0 for level in levels]
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing more may be drawn: the sequence ends with an end token, or is as long as it may be."""
+        return self._ended() or len(self.sequence.tokens) >= self._limit
+
+    def round(self) -> Round:
+        """One round of the target: a block from below, one verifying pass, at least one new token.
+
+        Raises:
+            ModelError: a level's logits are no distribution, or its forward failed. The sequence and every cache are
+                cut back to what was committed before.
+        """
+        start, begun = len(self.sequence.tokens), time.perf_counter()
+        try:
+            proposed, accepted = self._verify(len(self.levels) - 1)
+        except BaseException:
+            self._cut(start)
+            for level in self.levels:
+                level.rows.clear()
+            raise
+        self.levels[-1].rows.clear()
+        self._settle()
+        tokens = self.sequence.tokens[start:]
+        origins = self.sequence.origins[start - self.sequence.prompt_length :]
+        return Round(tokens, origins, proposed, accepted, time.perf_counter() - begun)
+
+    def _verify(self, at: int) -> tuple[int, int]:
+        """Level `at` takes a block from below, verifies it in one pass, and appends one token of its own.
+
+        Returns how many tokens the block had and how many of them were accepted.
+        """
+        level, tokens = self.levels[at], self.sequence.tokens
+        start = len(tokens)
+        if at > 0:
+            self._fill(at - 1)
+        block = tokens[start:]
+        n = len(block)
+        rows = self._distributions(level, n + 1)  # of the block's places and the one behind it
+        below = self.levels[at - 1].take_rows(self._device) if at > 0 else block_of([], self._device)
+        try:
+            verdict = verify(block_of(block, self._device), below, rows, self._coins(n + 1, rows), self._rule)
+        except NoDistributionError:
+            raise self._no_distribution(level) from None
+        k = verdict.accepted
+        if at > 0:
+            self.levels[at - 1].proposed += n
+            self.levels[at - 1].accepted += k
+        if k < n:
+            self._cut(start + k)
+        # Behind an end token, or where the sequence is full, the token of its own is not drawn.
+        bonus = k < n or not (self._ended() or len(tokens) >= self._room(at))
+        if bonus:
+            self._append(verdict.token, level)
+        level.rows.append(rows[: k + bonus])
+        return n, k
+
+    def _fill(self, at: int) -> None:
+        """Level `at` emits tokens until it holds its threshold; a lookup that knows nothing stops before."""
+        level, tokens = self.levels[at], self.sequence.tokens
+        start, room = len(tokens), self._room(at)
+        while len(tokens) - start < level.threshold and len(tokens) < room and not self._ended():
+            if isinstance(level.source, SuffixIndex):
+                if not self._look_up(level, level.source):
+                    return
+            elif at == 0:
+                self._draft(level)
+            else:
+                self._verify(at)
+
+    def _draft(self, level: Level) -> None:
+        """The first level draws one token."""
+        row = self._distributions(level, 1)
+        coin = self._coins(1, row)
+        token = int(row[0] if row.ndim == 1 else draw(row[0], coin[0]))
+        # -1 stands for a row that is no distribution; NaN is checked because infinite logits give some of each.
+        if token < 0:
+            raise self._no_distribution(level)
+        level.rows.append(row)
+        self._append(token, level)
+
+    def _look_up(self, level: Level, index: SuffixIndex) -> bool:
+        """A lookup proposes the token that followed the same words before; False if there were none."""
+        begun = time.perf_counter()
+        token = index.propose()
+        if token is not None:
+            self._append(token, level)
+            level.rows.append(block_of([token], self._device))
+            level.lookups += 1
+        level.lookup_seconds += time.perf_counter() - begun
+        return token is not None
+
+    def _distributions(self, level: Level, n: int) -> Tensor:
+        """The level's distributions of the tokens behind the last `n` prefixes of the sequence."""
+        assert isinstance(level.source, Reader), "a lookup drafts and never verifies"
+        try:
+            logits = level.source.read(self.sequence.tokens, n)
+            return self._sampler.rows(logits.to(self._device), self.sequence.tokens)
+        except HsdError:
+            raise
+        except Exception as error:
+            raise ModelError(level.name, f"the forward pass failed: {first_line(error)}.", advice(error)) from error
+
+    def _coins(self, n: int, rows: Tensor) -> Tensor:
+        """Coins for a verdict; greedy decoding tosses none."""
+        if rows.ndim == 1:
+            return rows
+        return torch.rand(n, dtype=torch.float64, generator=self._generator, device=self._device)
+
+    def _append(self, token: int, level: Level) -> None:
+        self.sequence.append(token, level.name)
+        for other in self.levels:
+            if isinstance(other.source, SuffixIndex):
+                other.source.push(token)
+
+    def _cut(self, length: int) -> None:
+        """Everything behind the first `length` tokens was never there, at any level."""
+        self.sequence.cut(length)
+        self._sampler.rewind(length)
+        for level in self.levels:
+            if isinstance(level.source, SuffixIndex):
+                level.source.cut(length)
+            else:
+                level.source.rewind(length)
+
+    def _settle(self) -> None:
+        """What the target emitted becomes part of the text that a lookup searches."""
+        for level in self.levels:
+            if isinstance(level.source, SuffixIndex):
+                pending = self.sequence.tokens[level.source.settled :]
+                level.source.cut(level.source.settled)
+                level.source.settle(pending)
+
+    def _ended(self) -> bool:
+        tokens = self.sequence.tokens
+        return len(tokens) > self.sequence.prompt_length and tokens[-1] in self._end_ids
+
+    def _room(self, at: int) -> int:
+        """Longest sequence that level `at` may make: a draft leaves the last place to the target's own token."""
+        return self._limit - (at < len(self.levels) - 1)
+
+    def _no_distribution(self, level: Level) -> ModelError:
+        return ModelError(
+            level.name,
+            "its next-token distribution is empty or not finite.",
+            "Either the model computes NaN (try another dtype or quantization), or the banned ids and biases leave "
+            "no token at all.",
+        )
+
+    def statistics(self) -> tuple[LevelStats, ...]:
+        """What every level did since this chain was made, cheapest first."""
+        out = []
+        for level, mark in zip(self.levels, self._marks, strict=True):
+            if isinstance(level.source, Reader):
+                passes = level.source.meter.passes[mark:]
+                seconds, width = sum(p.seconds for p in passes), sum(p.width for p in passes) / max(len(passes), 1)
+                count = len(passes)
+            else:
+                seconds, width, count = level.lookup_seconds, 0.0, level.lookups
+            out.append(LevelStats(level.name, level.proposed, level.accepted, count, seconds, width))
+        return tuple(out)
+
+
+def block_of(tokens: Sequence[int], device: torch.device) -> Tensor:
+    """Token ids as int64 `(n,)`."""
+    return torch.tensor(tokens, dtype=torch.long, device=device)
+
+
+def first_line(error: BaseException) -> str:
+    """What an exception says, in one line."""
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0].rstrip(".")
+
+
+def advice(error: BaseException) -> str:
+    """What a person can do about an exception inside a model."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError) or "out of memory" in str(error).lower():
+        return "Shorten the conversation, choose a smaller context, or leave a draft out."
+    return "Send the message again; if it fails again, load the family anew."
+
+
+def make_levels(
+    names: Sequence[str], thresholds: Sequence[int], readers: Callable[[str], Reader], index: SuffixIndex
+) -> list[Level]:
+    """The levels of a plan, cheapest first, from its names and thresholds."""
+    padded = [*thresholds, 0]
+    return [
+        Level(name, threshold, index if name == LOOKUP else readers(name))
+        for name, threshold in zip(names, padded, strict=True)
+    ]

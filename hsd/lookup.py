@@ -1,0 +1,153 @@
+"""The lookup level: the longest suffix of the sequence that occurred before proposes what followed it.
+
+A suffix automaton (Blumer et al. 1985) of the *settled* tokens, prompt and committed reply, grown in amortised constant
+time per token. Pending tokens are only matched against it, never indexed: a match is a (state, length) pair, so
+rewinding a rejected draft drops pairs and touches no index. Settled tokens are cut only between turns, by an undo log.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+_ROOT = 0
+
+
+class _Match(NamedTuple):
+    """The longest matching suffix ends in `state` and has `length` tokens."""
+
+    state: int
+    length: int
+
+
+class SuffixIndex:
+    """Suffixes of one sequence of token ids, longest match first.
+
+    The sequence is `settled + pending`. `settle` appends settled tokens, `push` pending ones; `cut` shortens either.
+    """
+
+    def __init__(self) -> None:
+        self.tokens: list[int] = []
+        self._settled = 0
+        self._next: list[dict[int, int]] = [{}]  # per state: token -> state
+        self._link: list[int] = [-1]  # longest suffix of the state's strings that is in another state
+        self._length: list[int] = [0]  # longest string of the state
+        self._place: list[int] = [-1]  # where a string of the state ends: the last place seen to be its longest match
+        self._last = _ROOT
+        self._undo: list[list[tuple]] = []  # per settled token: what its insertion changed, newest last
+        self._matches: list[_Match] = [_Match(_ROOT, 0)]  # after all settled tokens, then after each pending one
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    @property
+    def settled(self) -> int:
+        """Tokens at the start of the sequence that are part of the text for good."""
+        return self._settled
+
+    def settle(self, tokens: Sequence[int]) -> None:
+        """Appends tokens that are part of the text for good. Pending tokens must have been settled or cut."""
+        assert len(self.tokens) == self._settled, "pending tokens stand between the text and what is to be settled"
+        for token in tokens:
+            self._extend(token)
+        self._settled = len(self.tokens)
+        # The whole text matches itself; its longest suffix that occurred *before* is one link further.
+        state = self._link[self._last]
+        self._matches = [_Match(_ROOT, 0) if state < 0 else _Match(state, self._length[state])]
+
+    def push(self, token: int) -> None:
+        """Appends a pending token: amortised constant time."""
+        state, length = self._matches[-1]
+        while state != _ROOT and token not in self._next[state]:
+            state = self._link[state]
+            length = self._length[state]
+        following = self._next[state].get(token)
+        self.tokens.append(token)
+        self._matches.append(_Match(_ROOT, 0) if following is None else _Match(following, length + 1))
+
+    def cut(self, length: int) -> None:
+        """Keeps the first `length` tokens."""
+        if length >= self._settled:
+            del self._matches[len(self._matches) - (len(self.tokens) - length) :]
+            del self.tokens[length:]
+            return
+        del self.tokens[self._settled :]
+        while len(self.tokens) > length:
+            self._retract()
+        self._settled = length
+        self.settle(())
+
+    def propose(self) -> int | None:
+        """The token that followed the longest suffix that occurred before; None if no suffix of one token did."""
+        state, length = self._matches[-1]
+        if length == 0:
+            return None
+        return self.tokens[self._place[state] + 1]
+
+    @property
+    def match_length(self) -> int:
+        """Tokens in the longest suffix of the sequence that occurred before."""
+        return self._matches[-1].length
+
+    def _extend(self, token: int) -> None:
+        at, last = len(self.tokens), self._last
+        undo: list[tuple] = [("last", last)]
+        # What was the longest match until now is left behind here: this is its latest occurrence.
+        matched = self._link[last]
+        if matched > _ROOT:
+            undo.append(("place", matched, self._place[matched]))
+            self._place[matched] = at - 1
+        new = self._state({}, self._length[last] + 1, at)
+        state = last
+        while state >= 0 and token not in self._next[state]:
+            self._next[state][token] = new
+            undo.append(("edge", state, token, None))
+            state = self._link[state]
+        self._link[new] = _ROOT if state < 0 else self._split(state, token, undo)
+        self._last = new
+        self.tokens.append(token)
+        self._undo.append(undo)
+
+    def _split(self, state: int, token: int, undo: list[tuple]) -> int:
+        """The state that holds exactly the strings of `state` followed by `token`; cloned where it holds longer ones."""
+        target = self._next[state][token]
+        if self._length[target] == self._length[state] + 1:
+            return target
+        clone = self._state(dict(self._next[target]), self._length[state] + 1, self._place[target])
+        self._link[clone] = self._link[target]
+        undo.append(("link", target, self._link[target]))
+        self._link[target] = clone
+        walk = state
+        while walk >= 0 and self._next[walk].get(token) == target:
+            self._next[walk][token] = clone
+            undo.append(("edge", walk, token, target))
+            walk = self._link[walk]
+        return clone
+
+    def _state(self, edges: dict[int, int], length: int, place: int) -> int:
+        self._next.append(edges)
+        self._link.append(-1)
+        self._length.append(length)
+        self._place.append(place)
+        return len(self._next) - 1
+
+    def _retract(self) -> None:
+        """Takes back the last settled token."""
+        for kind, *change in reversed(self._undo.pop()):
+            if kind == "edge":
+                state, token, before = change
+                if before is None:
+                    del self._next[state][token]
+                else:
+                    self._next[state][token] = before
+            elif kind == "link":
+                self._link[change[0]] = change[1]
+            elif kind == "place":
+                self._place[change[0]] = change[1]
+            else:
+                self._last = change[0]
+        self.tokens.pop()
+        # States are made in order, the token's own before its clone; the clone's longest string is never longer.
+        size = 2 if self._length[-1] != len(self.tokens) + 1 else 1
+        for table in (self._next, self._link, self._length, self._place):
+            del table[len(table) - size :]

@@ -1,0 +1,194 @@
+"""What the engine asks before a reply: which plan, at what forecast, and what plain decoding would cost.
+
+Joins three sources: step times measured here, rolling acceptances from the statistics, and the mathematics of
+`hsd.planning`.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import torch
+
+from hsd import planning
+from hsd.errors import ConfigError
+from hsd.planning import Decision
+from hsd.runtime import MAX_WIDTH, LanguageModel, Pass
+from hsd.runtime.costs import StepCosts
+from hsd.stats import CostRecord, Stats, SwitchRecord, temperature_bucket
+from hsd.types import LOOKUP, Plan
+
+LOOKUP_MS = 0.004
+"""Milliseconds of one proposal of the lookup level, measured on a 2-core CPU at 2k and 32k tokens of context."""
+
+
+class Planner:
+    """Chooses plans for one family.
+
+    Args:
+        family: key under which statistics are kept: everything that acceptance depends on.
+        models: name -> model, cheapest first, the target last.
+        stats: the rolling statistics.
+    """
+
+    def __init__(self, family: str, models: Mapping[str, LanguageModel], stats: Stats) -> None:
+        self.family = family
+        self._models = models
+        self._stats = stats
+        self.target = list(models)[-1]
+        self._costs = {name: StepCosts(model) for name, model in models.items()}
+        self._current: dict[str, Plan] = {}
+
+    @property
+    def measured(self) -> bool:
+        """Whether every model's costs are known at every width."""
+        return all(costs.known(1) and costs.known(MAX_WIDTH) for costs in self._costs.values())
+
+    def restore(self) -> None:
+        """Takes over the costs of an earlier run on this machine, as far as there are some."""
+        stored = self._stats.costs(
+            machine_key(),
+            self.family,
+            device=str(self._models[self.target].device),
+            dtypes={name: model.dtype for name, model in self._models.items()},
+            runtimes={name: runtime_key(model) for name, model in self._models.items()},
+        )
+        for name in self._models:
+            for width, ms in enumerate(stored.get(name, ()), 1):
+                self._costs[name].restore(0, width, ms)
+
+    def measure(self, tell: Callable[[str], None] = lambda _: None, stop: Callable[[], bool] = lambda: False) -> None:
+        """Measures every model's step at every width and stores it; seconds."""
+        for name, costs in self._costs.items():
+            tell(name)
+            costs.measure(repeats=5 if not costs.known(1) else 2, stop=stop)
+        self.store_costs()
+
+    def store_costs(self) -> None:
+        """Keeps what was measured for the next start."""
+        records = []
+        for name, model in self._models.items():
+            for at, width, cost in self._costs[name].rows():
+                if at == 0:
+                    records.append(
+                        CostRecord(
+                            machine=machine_key(),
+                            device=str(self._models[self.target].device),
+                            family=self.family,
+                            model=name,
+                            dtype=model.dtype,
+                            runtime=runtime_key(model),
+                            context_tokens=128,
+                            width_tokens=width,
+                            median_ms=cost.ms,
+                            spread_ms=cost.spread_ms,
+                            samples=cost.samples,
+                        )
+                    )
+        self._stats.record_costs(records)
+
+    def learn_passes(self, name: str, passes: Iterable[Pass]) -> None:
+        """Takes a reply's own passes into account."""
+        self._costs[name].add(passes)
+
+    def refresh_target(self) -> None:
+        """Times a few plain steps of the target: the baseline must not be older than what it is compared with."""
+        self._costs[self.target].measure((1,), (0,), repeats=3)
+
+    def baseline_ms(self, contexts: Sequence[int]) -> float:
+        """Milliseconds of one plain step of the target at each of these context lengths, added up."""
+        costs = self._costs[self.target]
+        steps: dict[int, float] = {}
+        total = 0.0
+        for context in contexts:
+            place = context // 256
+            if place not in steps:
+                steps[place] = costs.cost(1, context).ms
+            total += steps[place]
+        return total
+
+    def costs(self, context: int = 0) -> dict[str, list[float]]:
+        """Milliseconds at widths 1 to 16 for every level, the lookup first, the target last."""
+        return {LOOKUP: [LOOKUP_MS], **{name: costs.table(context) for name, costs in self._costs.items()}}
+
+    def acceptances(self, temperature: float) -> dict[tuple[str, str], Any]:
+        """Measured acceptance estimates of this family at this temperature, by (draft, verifier)."""
+        return self._stats.acceptances(self.family, temperature_bucket(temperature))
+
+    def choose(self, temperature: float, context: int = 0) -> Decision:
+        """The plan for the next reply."""
+        names = {LOOKUP, *self._models}
+        measured = {
+            pair: estimate for pair, estimate in self.acceptances(temperature).items() if names.issuperset(pair)
+        }
+        costs = self.costs(context)
+        rates = planning.with_priors(costs, {pair: e.rate for pair, e in measured.items()})
+        errors = planning.standard_errors(rates, {pair: e.standard_error for pair, e in measured.items()})
+        bucket = temperature_bucket(temperature)
+        current = self._current.get(bucket)
+        ranked = planning.ranking(costs, rates, max_drafts=3)
+        held_ms = None if current is None else planning.expected_ms_per_token(current, costs, rates)
+        pairs = {(a, b) for r in ranked[:3] for a, b in zip(r.plan.names, r.plan.names[1:], strict=False)}
+        decision = planning.choose(
+            ranked,
+            current,
+            current_ms=held_ms,
+            uncertainty=lambda new, old: planning.gain_error(new, old, costs, rates, errors),
+            sure=all(pair in measured and measured[pair].sure for pair in pairs),
+        )
+        if current is not None and decision.plan != current:
+            self._stats.record_switch(
+                SwitchRecord(
+                    family=self.family,
+                    from_plan=str(current),
+                    to_plan=str(decision.plan),
+                    reason=decision.reason,
+                    from_forecast_ms=held_ms,
+                    to_forecast_ms=decision.forecast_ms,
+                )
+            )
+        self._current[bucket] = decision.plan
+        return decision
+
+    def forecast(self, plan: Plan, temperature: float, context: int = 0) -> float | None:
+        """Expected ms per token of a plan; None where a pair of it was never measured."""
+        rates = {pair: e.rate for pair, e in self.acceptances(temperature).items()}
+        try:
+            return planning.expected_ms_per_token(plan, self.costs(context), rates)
+        except ConfigError:
+            return None
+
+    def report(self, temperature: float) -> dict[str, Any]:
+        """Tables, choice and ranking, as plain values for JSON and pages."""
+        decision = self.choose(temperature)
+        return {
+            "family": self.family,
+            "temperature": temperature,
+            "bucket": temperature_bucket(temperature),
+            "costs_ms": self.costs(),
+            "acceptances": {f"{d}>{v}": asdict(e) for (d, v), e in sorted(self.acceptances(temperature).items())},
+            "plan": str(decision.plan),
+            "reason": decision.reason,
+            "sure": decision.sure,
+            "forecast_ms_per_token": decision.forecast_ms,
+            "plain_ms_per_token": decision.plain_ms,
+            "forecast_speedup": decision.forecast_speedup,
+            "alternatives": [
+                {"plan": str(a.plan), "forecast_ms_per_token": a.forecast_ms, "why": a.why}
+                for a in decision.alternatives
+            ],
+        }
+
+
+def machine_key() -> str:
+    """What step times are valid for: processor, cores, GPU."""
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
+    return f"{platform.node()}/{platform.machine()}/{torch.get_num_threads()} threads/{gpu}"
+
+
+def runtime_key(model: LanguageModel) -> str:
+    """What computes a model's steps, and in which version."""
+    return f"{model.kind}-1/torch-{torch.__version__}"

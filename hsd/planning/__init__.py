@@ -1,0 +1,47 @@
+"""Which chain of drafts, at which thresholds, makes the target's next token cheapest.
+
+Numbers in, plans out: numpy only; no models, no files, no clock. See `docs/planning.md`.
+"""
+
+from __future__ import annotations
+
+from hsd.planning.choice import Alternative, Decision, choose, gain_error
+from hsd.planning.expected import (
+    LevelForecast,
+    PlanForecast,
+    expected_ms_per_token,
+    expected_tokens_per_round,
+    forecast,
+)
+from hsd.planning.path import relaxed_ms_per_token, relaxed_plan
+from hsd.planning.priors import prior_acceptance, standard_errors, with_priors
+from hsd.planning.refine import Ranked, best_plan, ranking
+from hsd.planning.replay import Replayed, Sequences, relative_gain, replay, survival
+from hsd.planning.tables import Acceptances, Costs
+
+__all__ = [
+    "Acceptances",
+    "Alternative",
+    "Costs",
+    "Decision",
+    "LevelForecast",
+    "PlanForecast",
+    "Ranked",
+    "Replayed",
+    "Sequences",
+    "best_plan",
+    "choose",
+    "expected_ms_per_token",
+    "expected_tokens_per_round",
+    "forecast",
+    "gain_error",
+    "prior_acceptance",
+    "ranking",
+    "relative_gain",
+    "relaxed_ms_per_token",
+    "relaxed_plan",
+    "replay",
+    "standard_errors",
+    "survival",
+    "with_priors",
+]

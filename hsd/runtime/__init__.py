@@ -1,0 +1,30 @@
+"""One model with its cache: extend, rewind, logits of the last positions, measured cost."""
+
+from hsd.runtime.base import MAX_WIDTH, PREFILL_WIDTH, KVCache, LanguageModel
+from hsd.runtime.fallback import TransformersModel
+from hsd.runtime.lean import LeanModel
+from hsd.runtime.reader import Meter, Pass, Reader
+
+__all__ = [
+    "MAX_WIDTH",
+    "PREFILL_WIDTH",
+    "KVCache",
+    "LanguageModel",
+    "LeanModel",
+    "Meter",
+    "Pass",
+    "Reader",
+    "TransformersModel",
+    "wrap",
+]
+
+
+def wrap(name: str, model: object, context: int) -> LanguageModel:
+    """The fastest means there is for a loaded transformers model: lean where its shape allows, else its own forward."""
+    from torch import nn
+
+    from hsd.runtime import lean
+
+    assert isinstance(model, nn.Module)
+    model.eval()
+    return LeanModel(name, model, context) if lean.refusal(model) is None else TransformersModel(name, model, context)

@@ -1,0 +1,73 @@
+"""The seam between the engine and a model's arithmetic: extend a cache, rewind it, logits of the last positions.
+
+Above this package nothing knows how a step is computed. Three things implement `LanguageModel`: `lean.LeanModel`,
+`fallback.TransformersModel`, and the tables of the tests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+MAX_WIDTH = 16
+"""Widest pass that verification runs in one piece, in tokens; costs are measured and planned up to here."""
+
+PREFILL_WIDTH = 256
+"""Widest pass of reading a prompt: wide enough for the matrix units, small enough to stop soon when asked to."""
+
+
+class KVCache(Protocol):
+    """Keys and values of the first `length` tokens of one sequence, for one model."""
+
+    @property
+    def length(self) -> int: ...
+
+    @property
+    def nbytes(self) -> int: ...
+
+    def rewind(self, length: int) -> None:
+        """Keeps the first `length` tokens, `0 <= length <= self.length`.
+
+        A cache that cannot be cut keeps none: whoever reads next reads again from the start, and rightly.
+        """
+        ...
+
+
+class LanguageModel(Protocol):
+    """A causal language model for one sequence at a time.
+
+    Attributes:
+        name: its name in the family.
+        vocab: number of logits per position.
+        context: longest sequence in tokens.
+        device: where its logits are.
+        cuttable: whether a cache can be rewound without reading again.
+        kind: how a step is computed ("lean", "transformers"), part of what a measured cost is valid for.
+        dtype: weights and arithmetic, in words, likewise.
+    """
+
+    name: str
+    vocab: int
+    context: int
+    device: torch.device
+    cuttable: bool
+    kind: str
+    dtype: str
+
+    def new_cache(self) -> KVCache: ...
+
+    def forward(self, ids: Sequence[int], cache: KVCache, last: int) -> Tensor:
+        """Reads `ids` behind what the cache holds and extends the cache by them.
+
+        Args:
+            ids: at least one token id.
+            cache: one of this model's own.
+            last: for how many of the last positions logits are wanted, `0 <= last <= len(ids)`.
+
+        Returns:
+            float logits `(last, vocab)`, valid until the next call.
+        """
+        ...

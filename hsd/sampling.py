@@ -1,0 +1,167 @@
+"""From logits to next-token distributions: the same settings at every level, each on its own prefix.
+
+A `Sampler` belongs to one reply. It turns the logits of the last `n` positions of a sequence into `n` rows: one-hot
+ids where decoding is greedy, dense probabilities otherwise (the two shapes that `hsd.verify` takes).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+from hsd.errors import ConfigError
+from hsd.types import SamplingParams
+
+
+class Sampler:
+    """Distributions of one reply.
+
+    Args:
+        params: the settings.
+        prompt: token ids of the prompt; penalties and forced ids need to know where the reply begins.
+        vocab: number of token ids that may appear; logits beyond it are cut off (padding differs inside families).
+        device: where the logits will be.
+
+    Raises:
+        ConfigError: a biased, banned or forced id is outside the vocabulary.
+    """
+
+    def __init__(self, params: SamplingParams, prompt: Sequence[int], vocab: int, device: torch.device | str) -> None:
+        self.params = params
+        self.vocab = vocab
+        self._prompt_length = len(prompt)
+        for name, ids in (
+            ("logit_bias", tuple(params.logit_bias or ())),
+            ("banned_ids", params.banned_ids),
+            ("forced_ids", params.forced_ids),
+        ):
+            wrong = [i for i in ids if i >= vocab]
+            if wrong:
+                raise ConfigError(f"{name} holds token id {wrong[0]}.", f"The vocabulary has ids 0 to {vocab - 1}.")
+        self._bias = _bias_row(params, vocab, device)
+        self._penalties = _Penalties(params, prompt, device) if _wants_penalties(params) else None
+        self._filters = _filters(params)
+
+    def rows(self, logits: Tensor, sequence: Sequence[int]) -> Tensor:
+        """Distributions of the tokens that follow the last `n` prefixes of a sequence.
+
+        Args:
+            logits: `(n, >= vocab)`; row `i` belongs to the prefix that ends `n - 1 - i` tokens before the end.
+            sequence: prompt, reply and pending tokens.
+
+        Returns:
+            int64 `(n,)` where decoding is greedy (-1 for a row that is no distribution), else float32 `(n, vocab)`
+            (NaN for a row that is no distribution).
+        """
+        logits = self._adjusted(logits[:, : self.vocab], sequence)
+        if self.params.greedy:
+            top, best = logits.max(dim=-1)
+            return torch.where(torch.isfinite(top), best, -1)
+        if self.params.temperature != 1:
+            logits = logits / self.params.temperature
+        for keep in self._filters:
+            logits = keep(logits)
+        return torch.softmax(logits, dim=-1, dtype=torch.float32)
+
+    def rewind(self, length: int) -> None:
+        """Forgets what was counted of the sequence beyond `length` tokens."""
+        if self._penalties:
+            self._penalties.rewind(length)
+
+    def _adjusted(self, logits: Tensor, sequence: Sequence[int]) -> Tensor:
+        """Bias, penalties and forced ids; returns its argument untouched where none is set."""
+        n, end = logits.shape[0], len(sequence)
+        forced_rows = len(self.params.forced_ids) - (end - n + 1 - self._prompt_length)
+        if self._bias is None and self._penalties is None and forced_rows <= 0:
+            return logits
+        # One copy, here alone: the logits may be the runtime's own buffer.
+        logits = logits.float() + self._bias if self._bias is not None else logits.float().clone()
+        if self._penalties:
+            for i in range(n):
+                self._penalties.apply(logits[i], sequence, end - n + 1 + i)
+        first = end - n + 1 - self._prompt_length  # place in the reply that row 0 decides
+        for i in range(min(n, max(forced_rows, 0))):
+            logits[i] = -torch.inf
+            logits[i, self.params.forced_ids[first + i]] = 0.0
+        return logits
+
+
+def _wants_penalties(params: SamplingParams) -> bool:
+    return params.repetition_penalty != 1 or params.presence_penalty != 0 or params.frequency_penalty != 0
+
+
+def _bias_row(params: SamplingParams, vocab: int, device: torch.device | str) -> Tensor | None:
+    if not params.logit_bias and not params.banned_ids:
+        return None
+    row = torch.zeros(vocab)
+    for token, value in (params.logit_bias or {}).items():
+        row[token] += value
+    row[list(params.banned_ids)] = -torch.inf
+    return row.to(device)
+
+
+def _filters(params: SamplingParams) -> list[Callable[[Tensor], Tensor]]:
+    """transformers' own filters, only those that are on: each costs a sort or a copy of the rows."""
+    if params.greedy:
+        return []
+    wanted: list[tuple[str, float]] = []
+    if params.top_k > 0:
+        wanted.append(("TopKLogitsWarper", params.top_k))
+    if params.top_p < 1:
+        wanted.append(("TopPLogitsWarper", params.top_p))
+    if params.min_p > 0:
+        wanted.append(("MinPLogitsWarper", params.min_p))
+    if not wanted:
+        return []
+    from transformers.generation import logits_process
+
+    def bind(warper: Callable[[None, Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+        return lambda logits: warper(None, logits)
+
+    return [bind(getattr(logits_process, name)(value)) for name, value in wanted]
+
+
+class _Penalties:
+    """Repetition, presence and frequency penalties at any prefix of one sequence.
+
+    Counts move with the prefix that is asked for: forward by counting tokens, back by taking them off again. The
+    levels ask for neighbouring prefixes, so a row costs its distinct tokens, not the length of the context.
+    """
+
+    def __init__(self, params: SamplingParams, prompt: Sequence[int], device: torch.device | str) -> None:
+        self._params = params
+        self._device = device
+        self._prompt_ids = set(prompt)
+        self._prompt_length = len(prompt)
+        self._counts: Counter[int] = Counter()
+        self._counted: list[int] = []  # reply and pending tokens in self._counts, in order
+
+    def rewind(self, length: int) -> None:
+        keep = max(length - self._prompt_length, 0)
+        while len(self._counted) > keep:
+            token = self._counted.pop()
+            self._counts[token] -= 1
+            if not self._counts[token]:
+                del self._counts[token]
+
+    def apply(self, row: Tensor, sequence: Sequence[int], length: int) -> None:
+        """Changes `row`, the logits behind the first `length` tokens of the sequence, in place."""
+        self.rewind(length)
+        new = sequence[self._prompt_length + len(self._counted) : length]
+        self._counts.update(new)
+        self._counted.extend(new)
+        params = self._params
+        if params.repetition_penalty != 1:
+            ids = self._ids(self._prompt_ids | self._counts.keys())
+            seen = row[ids]
+            row[ids] = torch.where(seen < 0, seen * params.repetition_penalty, seen / params.repetition_penalty)
+        if self._counts and (params.presence_penalty or params.frequency_penalty):
+            counts = torch.tensor(list(self._counts.values()), dtype=row.dtype, device=self._device)
+            row[self._ids(self._counts)] -= params.presence_penalty + params.frequency_penalty * counts
+
+    def _ids(self, ids: Iterable[int]) -> Tensor:
+        # Ids beyond the vocabulary can stand in a prompt (padding rows, another family's text); they have no logit.
+        return torch.tensor(list(ids), dtype=torch.long, device=self._device)

@@ -1,0 +1,25 @@
+"""What every test starts from: no network, no telemetry, one thread per tiny model, data in a folder of its own."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+# Tiny tensors on several threads wait for each other longer than they compute.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+sys.path.insert(0, str(Path(__file__).parent))
+
+
+@pytest.fixture(autouse=True)
+def own_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A data folder that no other test and no person uses."""
+    home = tmp_path_factory.mktemp("home")
+    monkeypatch.setenv("HSD_HOME", str(home))
+    monkeypatch.delenv("HSD_MODELS", raising=False)
+    return home

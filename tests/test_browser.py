@@ -1,0 +1,129 @@
+"""A real browser on a real server with the real engine and the built-in family."""
+
+from __future__ import annotations
+
+import re
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from chat_browser import PHONE, chromium, observe, send, shoot, tab
+from test_chat_cli import serve
+
+pytestmark = pytest.mark.browser
+
+LINE = re.compile(r"(\d+\.\d× |slower than plain decoding|^)?.*\d+ tok/s · first token [\d.]+ m?s · \S+")
+QUESTION = "How do I extract a tar.gz archive?"
+
+
+class Server:
+    """`hsd chat` in its own process, over one data folder; `restart` keeps the data."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.start()
+
+    def start(self) -> None:
+        self.process, port, self.seconds = serve(folder=self.folder)
+        self.address = f"http://127.0.0.1:{port}/"
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+    def stop(self) -> None:
+        self.process.send_signal(signal.SIGINT)
+        try:
+            self.process.wait(30)
+        except subprocess.TimeoutExpired:
+            self.kill()
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    server = Server(tmp_path_factory.mktemp("data"))
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with chromium() as running:
+        yield running
+
+
+def ready(page: Any) -> None:
+    page.wait_for_selector(".dot.ready", timeout=120_000)
+
+
+def test_a_message_streams_gets_its_line_and_is_there_after_a_reload(browser: Any, server: Server) -> None:
+    with tab(browser, server.address) as page:
+        shoot(page, "loading")
+        ready(page)
+        shoot(page, "empty-light")
+        send(page, QUESTION)
+        page.wait_for_selector("#running .prose, .meta summary")
+        running = page.locator("#running .prose")
+        texts = observe(
+            lambda: running.inner_text(timeout=500) if running.count() else "",
+            lambda: page.locator(".meta summary").count() > 0,
+            page,
+            90,
+        )
+        assert len(texts) >= 2, "the text was not seen growing"
+        line = page.inner_text(".meta summary")
+        assert LINE.match(line), line
+        shoot(page, "chat-light")
+        reply = page.inner_text("#history .reply .prose")
+        page.click(".meta summary")
+        assert "Tokens per target pass" in page.inner_text(".facts") and "of" in page.inner_text("table.levels")
+        page.click("[data-action=provenance]")
+        page.wait_for_selector(".tokens .token")
+        assert page.locator(".legend li").count() >= 1
+        page.locator(".tokens").scroll_into_view_if_needed()
+        shoot(page, "details-light")
+        page.reload()
+        page.wait_for_selector(".meta summary")
+        assert page.inner_text("#history .reply .prose") == reply and QUESTION in page.inner_text("#history .you")
+
+
+def test_stop_ends_the_reply_and_a_new_chat_begins_empty(browser: Any, server: Server) -> None:
+    with tab(browser, server.address) as page:
+        ready(page)
+        page.click("#new")
+        page.wait_for_selector(".empty")
+        for _ in range(5):
+            # A small model may be done before anybody can press Stop; then it is asked again.
+            send(page, "Tell me everything about find, grep, sed, awk, tar, rsync, ssh and git, one after the other.")
+            page.wait_for_selector("#running .running, .meta summary")
+            if page.locator("#message .stop-button").count():
+                page.click("#message .stop-button", timeout=3000)
+            page.wait_for_selector("#running .running", state="detached")
+            page.wait_for_selector("#message .submit-button")
+            if "Stopped." in page.inner_text("#history"):
+                break
+        assert "Stopped." in page.inner_text("#history")
+        page.click("#new")
+        page.wait_for_selector(".empty")
+        assert page.locator("#history .turn").count() == 0
+        assert page.locator(".listing li").count() == 2
+
+
+def test_after_a_restart_the_conversation_is_there_dark_and_on_a_phone(browser: Any, server: Server) -> None:
+    server.kill()
+    server.start()
+    with tab(browser, server.address, color_scheme="dark") as page:
+        page.locator(".listing .title", has_text="extract").click()
+        page.wait_for_selector(".meta summary")
+        ready(page)
+        shoot(page, "chat-dark")
+    with tab(browser, server.address, viewport=PHONE) as page:
+        page.wait_for_selector("#history .turn")
+        assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
+        shoot(page, "chat-phone")
+        page.click("#left .toggle-button")
+        page.wait_for_timeout(400)
+        shoot(page, "list-phone")

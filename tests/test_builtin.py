@@ -1,0 +1,235 @@
+"""The built-in family: the weights as they lie in the repository, its data, and its training."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from random import Random
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from hsd.builtin import DATA, MODELS, WEIGHTS, own, persona, stages, sums, tokenizer, train, weights_dir
+from hsd.builtin.conversation import as_messages, conversation, held_out
+from hsd.builtin.distill import overlap
+from hsd.builtin.loop import Learner, Settings, mean_loss
+from hsd.builtin.loop import train as run
+from hsd.builtin.mixture import Mixture, Shares
+from hsd.builtin.models import SHAPES, Shape, build, parameters
+from hsd.builtin.optim import Rates, scale
+from hsd.builtin.phrasing import answer, question
+from hsd.builtin.stream import Rounds, Stream, padded
+from hsd.builtin.tldr import clean_command, clean_wish, parse_page
+from hsd.errors import HsdError
+
+LIMIT = 40_000_000  # bytes of all committed weights, issue 2
+PAGE = """# tar
+
+> Archiving utility.
+> More information: <https://example.com>.
+
+- E[x]tract an archive [f]ile into the target directory:
+
+`tar xf {{path/to/source.tar[.gz|.bz2|.xz]}} {{[-C|--directory]}} {{path/to/directory}}`
+
+- Display help:
+
+`tar --help`
+"""
+
+
+@pytest.fixture(scope="module")
+def tok():
+    return AutoTokenizer.from_pretrained(WEIGHTS / "large")
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_weights_load_and_have_the_shape_that_is_written_down(name):
+    model = AutoModelForCausalLM.from_pretrained(weights_dir(name), dtype=torch.float32)
+    fresh = build(SHAPES[name], 4096, seed=0)
+    assert parameters(model) == parameters(fresh)
+    assert model.config.tie_word_embeddings and model.config.max_position_embeddings == tokenizer.CONTEXT
+    assert model.generation_config.eos_token_id == model.config.eos_token_id == 2
+    assert all(torch.isfinite(p).all() for p in model.parameters())
+
+
+def test_the_family_has_one_vocabulary_and_one_template():
+    files = [(WEIGHTS / name / "tokenizer.json").read_bytes() for name in MODELS]
+    templates = [AutoTokenizer.from_pretrained(WEIGHTS / name).chat_template for name in MODELS]
+    assert len(set(files)) == 1 and set(templates) == {tokenizer.CHAT_TEMPLATE}
+
+
+def test_weights_fit_the_repository_and_get_dearer():
+    assert sum(path.stat().st_size for path in WEIGHTS.rglob("*") if path.is_file()) <= LIMIT
+    sizes = [(WEIGHTS / name / "model.safetensors").stat().st_size for name in MODELS]
+    assert sizes == sorted(sizes) and sizes[-1] > 10 * sizes[0]
+
+
+def test_an_unknown_model_is_named_in_the_error():
+    with pytest.raises(HsdError, match="huge"):
+        weights_dir("huge")
+
+
+def ids_of(tok, messages, **options):
+    return tok.apply_chat_template(messages, tokenize=True, return_dict=False, **options)
+
+
+@pytest.mark.parametrize("reply", ["ls", " spaced \n", "```sh\nls\n```\n", "12345", "naïve 🙂", ""])
+def test_a_prompt_with_its_reply_is_the_start_of_the_next_prompt(tok, reply):
+    messages = [{"role": "system", "content": "Be brief. "}, {"role": "user", "content": "\n how? "}]
+    prompt = ids_of(tok, messages, add_generation_prompt=True)
+    said = tok(reply, add_special_tokens=False)["input_ids"]
+    messages.append({"role": "assistant", "content": reply})
+    assert ids_of(tok, messages) == prompt + said + [tok.eos_token_id]
+    messages.append({"role": "user", "content": "and then?"})
+    following = ids_of(tok, messages, add_generation_prompt=True)
+    assert following[: len(prompt) + len(said) + 1] == prompt + said + [tok.eos_token_id]
+
+
+def test_text_survives_the_tokenizer(tok):
+    for text in ("tar xzf path/to/a.tar.gz", " two  spaces\n\n\ttab", "5 < 6 && echo '{}' \\;", "Ünïcödé 漢字 🙂"):
+        assert tok.decode(tok(text, add_special_tokens=False)["input_ids"]) == text
+
+
+def test_training_encodes_as_the_chat_template_does(tok):
+    turns = conversation("Hi ", "Hello! 12", "ls?", "```sh\nls\n```", system="Be brief.")
+    ((ids, weights),) = tokenizer.encode([turns], tok)
+    assert ids.tolist() == ids_of(tok, as_messages(turns))
+    judged = [tok.decode([i]) for i, w in zip(ids.tolist(), weights, strict=True) if w == tokenizer.WEIGHT_SCALE]
+    assert "".join(judged) == "Hello! 12<|end|>```sh\nls\n```<|end|>"
+
+
+@pytest.mark.parametrize("name", own.SCRIPTS)
+def test_scripts_are_well_formed(name):
+    for script in own.read_scripts(name):
+        turns = script.play(Random(0))
+        assert [turn.role for turn in turns] == ["user", "assistant"] * len(script.replies)
+        assert all(turn.content.strip() == turn.content != "" for turn in turns)
+        assert all(turn.content.count("```") % 2 == 0 for turn in turns)
+
+
+def test_there_are_enough_conversations_of_its_own():
+    assert sum(len(own.read_scripts(name)) for name in own.SCRIPTS) >= 150
+    assert len(own.read_howtos()) >= 200
+    assert len({h.task.wish + h.task.program for h in own.read_howtos()}) == len(own.read_howtos())
+
+
+def test_a_broken_data_line_is_named(tmp_path):
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text('{"turns": []}\nno json\n')
+    with pytest.raises(HsdError, match="bad.jsonl:2"):
+        own._rows(bad)
+
+
+def test_held_out_questions_are_never_trained_on():
+    forbidden = {json.loads(line)["asked"].lower().strip("?.!") for line in (DATA / "held_out.jsonl").open()}
+    mixture = Mixture(None)
+    for number in range(2):
+        for turns in mixture.round(number):
+            asked = {turn.content.lower().strip("?.!") for turn in turns if turn.role == "user"}
+            assert not asked & forbidden
+            assert not any(text.startswith("what would i type to") for text in asked)
+
+
+def test_a_round_is_a_function_of_seed_and_number():
+    small = Shares(howtos=20, app=10, small_talk=5, limits=5, follow_ups=3, sums=5)
+    assert Mixture(None, 1, small).round(3) == Mixture(None, 1, small).round(3)
+    assert Mixture(None, 1, small).round(3) != Mixture(None, 2, small).round(3)
+    assert held_out("x", 1) and sum(held_out(str(i), 10) for i in range(1000)) in range(60, 140)
+
+
+def test_pages_become_runnable_commands():
+    page = parse_page(PAGE)
+    assert page is not None and page.summary == "Archiving utility" and len(page.tasks) == 1
+    assert page.tasks[0].command == "tar xf path/to/source.tar.gz --directory path/to/directory"
+    assert answer(page.tasks[0]).startswith("To extract an archive file into the target directory, use `tar`:\n\n")
+    assert "{" not in question(page.tasks[0], Random(0))
+    assert clean_command("ip {{[l|link]}} set {{eth0}} {{up|down}}") == "ip link set eth0 up"
+    assert clean_command("docker ps --format '{{\\{\\{.Names\\}\\}}}'").count("{{") <= 1
+    assert clean_wish("[c]reate a g[z]ipped archive (see `tar`):") == "create a gzipped archive"
+
+
+def test_dialogues_alternate_and_blanks_are_left_out():
+    said = "User 2: Oh.\nUser 1: Hi!\nUser 1: You?\nUser 2: Fine.\nUser 1: Good.\nUser 2: Bye.\nUser 1: Bye"
+    turns = persona.parse(said)
+    assert turns == conversation("Hi! You?", "Fine.", "Good.", "Bye.")
+    assert persona.parse("User 1: I am [name].\nUser 2: Hi.\nUser 1: a\nUser 2: b") is None
+
+
+def test_sums_are_right():
+    rng = Random(0)
+    for _ in range(300):
+        left, right = sums.arithmetic(rng)[1].content.rstrip(".").split(" = ")
+        assert math.isclose(eval(left), float(right))  # noqa: S307  our own text
+        assert sums.units(rng)[1].content.endswith(".")
+
+
+def test_rates_rise_stay_and_fall_to_zero():
+    rates = Rates(warmup=0.1, decay=0.5)
+    factors = [scale(step, 100, rates) for step in range(101)]
+    assert factors[0] == 0.1 and factors[30] == 1.0 and factors[-1] == 0.0
+    assert factors[50:] == sorted(factors[50:], reverse=True)
+
+
+def test_overlap_is_the_chance_of_acceptance():
+    p, q = torch.log(torch.tensor([0.5, 0.3, 0.2])), torch.log(torch.tensor([0.2, 0.3, 0.5]))
+    assert overlap(q, p, 1.0).item() == pytest.approx(0.7)
+    assert overlap(q, p, 0).item() == 0 and overlap(p, p, 0).item() == 1
+
+
+class Killed(Exception):
+    """Stands for a kill between two checkpoints."""
+
+
+def small_run(folder: Path, kill_at: int | None = None) -> dict[str, torch.Tensor]:
+    mixture = Mixture(None, 0, Shares(howtos=40, app=10, small_talk=5, limits=5, follow_ups=3, sums=5))
+    texts = (turn.content for turns in mixture.round(0) for turn in turns)
+    learnt = tokenizer.train(texts, 512)
+    stream = Stream(Rounds(folder / "rounds", lambda number: tokenizer.encode(mixture.round(number), learnt)))
+    learner = Learner(build(Shape(64, 1, 96, 32), len(learnt), seed=0), Rates())
+
+    def judge(model: torch.nn.Module) -> dict[str, float]:
+        if kill_at is not None:
+            raise Killed
+        return {"held out": mean_loss(model, list(padded(tokenizer.encode(own.read_held_out()[:4], learnt), 4, 64)))}
+
+    settings = Settings(steps=8, rows=2, length=32, save_every=2, judge_every=kill_at or 8)
+    run({"large": learner}, stream, settings, folder / "target.pt", judge=judge, say=lambda line: None)
+    return {name: value.clone() for name, value in learner.model.state_dict().items()}
+
+
+def test_a_killed_training_goes_on_to_the_same_weights(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    whole = small_run(tmp_path / "a")
+    with pytest.raises(Killed):
+        small_run(tmp_path / "b", kill_at=5)
+    assert torch.load(tmp_path / "b" / "target.pt", weights_only=True)["step"] == 4
+    resumed = small_run(tmp_path / "b")
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+def test_the_command_trains_and_exports_a_family_without_a_corpus(tmp_path):
+    options = ["--work", str(tmp_path / "work"), "--out", str(tmp_path / "out"), "--steps", "2", "--draft-steps", "2"]
+    assert train.main([*options, "--rows", "2", "--length", "32", "--replies", "4"]) == 0
+    for name in MODELS:
+        model = AutoModelForCausalLM.from_pretrained(tmp_path / "out" / name)
+        assert model.dtype == torch.bfloat16
+    assert not list((tmp_path / "out").glob(".*"))
+
+
+def test_a_missing_corpus_is_one_sentence(tmp_path, capsys):
+    assert train.main(["--work", str(tmp_path / "w"), "--corpus", str(tmp_path / "none"), "--stage", "tokenizer"]) == 1
+    assert "tldr-pages-en.tar.gz" in capsys.readouterr().err
+
+
+def test_held_out_loss_falls_from_draft_to_target(tok):
+    batches = list(padded(tokenizer.encode(own.read_held_out(), tok), 8, 256))
+    losses = []
+    for name in MODELS:
+        model = AutoModelForCausalLM.from_pretrained(weights_dir(name), dtype=torch.float32)
+        losses.append(mean_loss(model, batches))
+    assert losses == sorted(losses, reverse=True), dict(zip(MODELS, losses, strict=True))
+    assert losses[-1] < 1.5 and stages.TARGET == MODELS[-1]

@@ -1,0 +1,343 @@
+"""What a person can do with the chat, over a scripted engine and a real database."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from chat_fakes import ScriptedEngine
+
+import hsd
+from chat import store as store_module
+from chat import worker as worker_module
+from chat.session import Session, Settings, make_title, messages_for_engine
+from chat.store import Store
+from chat.worker import pieces
+
+LONG = " ".join(f"word{i}" for i in range(300))
+
+
+def until(condition: Callable[[], object], seconds: float = 10.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.005)
+
+
+@pytest.fixture
+def engine() -> ScriptedEngine:
+    return ScriptedEngine(lambda messages: f"You said {messages[-1]['content']} to me.")
+
+
+@pytest.fixture
+def session(tmp_path: Path, engine: ScriptedEngine) -> Iterator[Session]:
+    session = Session(Store(tmp_path / "chat.db"), lambda progress: engine, title="Scripted", models=engine.info.models)
+    session.start()
+    yield session
+    session.close()
+
+
+def idle(session: Session, conversation: str) -> None:
+    until(lambda: session.live(conversation) is None)
+
+
+def reply(session: Session, conversation: str):
+    return session.snapshot(conversation).messages[-1]
+
+
+def test_a_message_gets_its_reply_with_statistics(session: Session) -> None:
+    conversation = session.send(None, "hello there", Settings())
+    idle(session, conversation)
+    prompt, answer = session.snapshot(conversation).messages
+    assert prompt.text == "hello there" and answer.text == "You said hello there to me."
+    assert answer.state == "done" and answer.finish_reason == "stop" and answer.stats["speedup"] == 2.4
+    assert len(answer.provenance) == len(answer.pieces) == answer.stats["tokens"]
+    assert "".join(answer.pieces) == answer.text
+    assert session.conversations()[0].title == "hello there"
+
+
+def test_the_next_prompt_carries_the_ids_of_the_last_reply(session: Session, engine: ScriptedEngine) -> None:
+    conversation = session.send(None, "one", Settings(system="Be short."))
+    idle(session, conversation)
+    session.send(conversation, "two", Settings(system="Be short."))
+    idle(session, conversation)
+    roles = [(m["role"], m["content"]) for m in engine.prompts[-1]]
+    assert roles == [
+        ("system", "Be short."),
+        ("user", "one"),
+        ("assistant", "You said one to me."),
+        ("user", "two"),
+    ]
+    assert engine.prompts[-1][2]["token_ids"] == list(session.snapshot(conversation).messages[1].token_ids)
+
+
+def test_a_running_reply_is_seen_growing_and_watchers_wake(session: Session, engine: ScriptedEngine) -> None:
+    engine.script, engine.pause = lambda _: LONG, 0.005
+    conversation = session.send(None, "go", Settings())
+    seen, version = set(), 0
+    while session.live(conversation):
+        version = session.wait(version, 1)
+        live = session.snapshot(conversation).live
+        seen.add(live.text if live else "")
+    assert len(seen) > 5
+    assert reply(session, conversation).text == LONG
+
+
+@pytest.mark.parametrize("text", ["", "   ", "\n\t"])
+def test_an_empty_message_is_refused_and_nothing_is_stored(session: Session, text: str) -> None:
+    with pytest.raises(hsd.PromptError) as caught:
+        session.send(None, text, Settings())
+    assert caught.value.hint and session.conversations() == []
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        Settings(temperature=-1),
+        Settings(top_p=0),
+        Settings(max_tokens=0),
+        Settings(seed="many"),  # type: ignore[arg-type]
+        Settings(plan="tiny>"),
+        Settings(plan="huge:2>big"),
+        Settings(plan="tiny:200>big"),
+    ],
+)
+def test_an_impossible_setting_is_refused_and_nothing_is_stored(session: Session, settings: Settings) -> None:
+    until(lambda: session.engine.state == "ready")
+    with pytest.raises(hsd.ConfigError):
+        session.send(None, "hello", settings)
+    assert session.conversations() == []
+
+
+def test_a_message_longer_than_the_context_stays_and_the_next_one_takes_its_place(session: Session) -> None:
+    conversation = session.send(None, LONG, Settings())
+    idle(session, conversation)
+    prompt, answer = session.snapshot(conversation).messages
+    assert prompt.text == LONG
+    assert answer.state == "error" and answer.finish_reason == "refused" and "Shorten" in answer.error
+    session.send(conversation, "short", Settings())
+    idle(session, conversation)
+    assert [m.text for m in session.snapshot(conversation).messages] == ["short", "You said short to me."]
+    assert session.store.message(prompt.id).text == LONG
+
+
+def test_an_engine_that_fails_half_way_leaves_what_there_is(session: Session) -> None:
+    conversation = session.send(None, "please FAIL now or later", Settings())
+    idle(session, conversation)
+    answer = reply(session, conversation)
+    assert answer.state == "error" and "Level 'small'" in answer.error and answer.text.startswith("You said")
+    other = session.send(None, "still there?", Settings())
+    idle(session, other)
+    assert reply(session, other).state == "done"
+
+
+def test_stop_ends_one_reply_and_no_other(session: Session, engine: ScriptedEngine) -> None:
+    engine.script, engine.pause = lambda _: LONG, 0.01
+    first = session.send(None, "first", Settings())
+    second = session.send(None, "second", Settings())
+    third = session.send(None, "third", Settings())
+    until(lambda: session.live(first) and session.live(first).tokens)
+    assert session.live(third).ahead == 2
+    session.stop(second)
+    assert session.live(second) is None and session.live(first)
+    session.stop(first)
+    idle(session, first)
+    until(lambda: session.live(third) and session.live(third).tokens)
+    assert reply(session, first).state == "cancelled" and LONG.startswith(reply(session, first).text)
+    assert reply(session, second).state == "cancelled" and reply(session, second).text == ""
+    session.stop(third)
+
+
+def test_a_second_message_waits_for_the_first(session: Session, engine: ScriptedEngine) -> None:
+    engine.script = lambda _: LONG
+    conversation = session.send(None, "first", Settings())
+    with pytest.raises(hsd.HsdError, match="still being written"):
+        session.send(conversation, "second", Settings())
+    session.stop(conversation)
+
+
+def test_another_reply_is_a_branch_beside_the_first(session: Session) -> None:
+    conversation = session.send(None, "hello", Settings())
+    idle(session, conversation)
+    first = reply(session, conversation)
+    session.regenerate(first.id, Settings(seed=3))
+    idle(session, conversation)
+    second = reply(session, conversation)
+    assert second.id != first.id and second.parent_id == first.parent_id and second.params["seed"] == 3
+    assert len(session.snapshot(conversation).messages) == 2
+
+
+def test_partial_text_is_on_disk_while_the_reply_runs(session: Session, engine, monkeypatch) -> None:
+    monkeypatch.setattr(worker_module, "CHECKPOINT_SECONDS", 0.05)
+    engine.script, engine.pause = lambda _: LONG, 0.01
+    conversation = session.send(None, "go", Settings())
+    other = sqlite3.connect(session.store.path)
+    until(lambda: other.execute("SELECT text FROM messages WHERE state = 'running' AND text != ''").fetchone())
+    session.stop(conversation)
+
+
+def test_the_engine_learns_when_nobody_waits_and_stops_for_a_request(session: Session, engine: ScriptedEngine) -> None:
+    until(lambda: engine.learned == 1)
+    conversation = session.send(None, "hello", Settings())
+    idle(session, conversation)
+    until(lambda: engine.learned >= 2)
+    session.send(conversation, "again", Settings())
+    until(lambda: engine.learning_stopped >= 1)
+    idle(session, conversation)
+
+
+def test_an_engine_that_does_not_load_is_said_and_no_message_is_lost(tmp_path: Path) -> None:
+    def load(progress: object) -> ScriptedEngine:
+        raise hsd.LoadError("The weights of 'big' are missing.", "Restore them.")
+
+    session = Session(Store(tmp_path / "chat.db"), load)
+    session.start()
+    until(lambda: session.engine.state == "failed")
+    assert session.engine.error == "The weights of 'big' are missing. Restore them."
+    conversation = session.send(None, "anybody?", Settings())
+    idle(session, conversation)
+    prompt, answer = session.snapshot(conversation).messages
+    assert prompt.text == "anybody?" and answer.state == "error" and "Restore them" in answer.error
+    session.close()
+
+
+def test_loading_is_visible_and_messages_wait_for_it(tmp_path: Path, engine: ScriptedEngine) -> None:
+    go = threading.Event()
+
+    def load(progress: Callable[[hsd.LoadProgress], None]) -> ScriptedEngine:
+        progress(hsd.LoadProgress("big", "reading weights", 1, 4))
+        assert go.wait(10)
+        return engine
+
+    session = Session(Store(tmp_path / "chat.db"), load)
+    session.start()
+    until(lambda: session.engine.progress)
+    assert session.engine.state == "loading" and session.engine.progress.model == "big"
+    conversation = session.send(None, "early", Settings())
+    assert not session.live(conversation).started
+    go.set()
+    idle(session, conversation)
+    assert reply(session, conversation).state == "done"
+    session.close()
+    assert engine.closed
+
+
+def test_a_locked_database_keeps_the_reply_until_it_can_be_stored(tmp_path: Path, engine, monkeypatch) -> None:
+    monkeypatch.setattr(store_module, "BUSY_SECONDS", 0.05)
+    monkeypatch.setattr(worker_module, "RETRY_SAVE_SECONDS", 0.05)
+    engine.script = lambda _: LONG
+    session = Session(Store(tmp_path / "chat.db"), lambda progress: engine)
+    session.start()
+    conversation = session.send(None, "go", Settings())
+    other = sqlite3.connect(tmp_path / "chat.db", isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    idle(session, conversation)
+    until(lambda: session.notice)
+    assert "locked" in session.notice and reply(session, conversation).text == LONG
+    other.execute("COMMIT")
+    until(lambda: session.notice is None)
+    session.close()
+    assert Store(tmp_path / "chat.db").recent_replies()[-1].text == LONG
+
+
+def test_closing_marks_what_ran_as_interrupted(tmp_path: Path, engine: ScriptedEngine) -> None:
+    engine.script, engine.pause = lambda _: LONG, 0.02
+    session = Session(Store(tmp_path / "chat.db"), lambda progress: engine)
+    session.start()
+    conversation = session.send(None, "go", Settings())
+    waiting = session.send(None, "me too", Settings())
+    until(lambda: session.live(conversation) and session.live(conversation).tokens)
+    session.close()
+    store = Store(tmp_path / "chat.db")
+    states = [store.message(store.conversation(c).leaf_id).state for c in (conversation, waiting)]
+    assert states == ["interrupted", "interrupted"] and engine.closed
+
+
+def test_rename_delete_and_restore(session: Session) -> None:
+    conversation = session.send(None, "hello", Settings())
+    idle(session, conversation)
+    session.rename(conversation, "  A   better title ")
+    assert session.conversations()[0].title == "A better title"
+    with pytest.raises(hsd.HsdError):
+        session.rename(conversation, "  ")
+    session.delete(conversation)
+    assert session.conversations() == [] and session.snapshot(conversation).messages == ()
+    session.restore(conversation)
+    assert len(session.snapshot(conversation).messages) == 2
+
+
+def test_settings_stay_with_the_conversation(session: Session) -> None:
+    conversation = session.send(None, "hello", Settings(temperature=0.2, seed=5))
+    stored = session.store.conversation(conversation).settings
+    assert Settings.from_dict({**stored, "from_the_future": 1}) == Settings(temperature=0.2, seed=5)
+    idle(session, conversation)
+
+
+def test_a_turn_without_an_answer_is_not_sent_again(session: Session) -> None:
+    conversation = session.send(None, "FAIL", Settings())
+    idle(session, conversation)
+    path = list(session.snapshot(conversation).messages)
+    path[-1] = type(path[-1])(**{**{f: getattr(path[-1], f) for f in path[-1].__slots__}, "text": ""})
+    assert messages_for_engine(path) == []
+
+
+def test_titles_are_one_short_line() -> None:
+    assert make_title("  How\n do I  ") == "How do I"
+    assert len(make_title("word " * 100)) <= 61 and make_title("x" * 500).endswith("…")
+
+
+def test_pieces_join_to_the_text_even_where_a_character_takes_several_tokens() -> None:
+    data = "a 👩 b é".encode()
+    decode = lambda ids: bytes(ids).decode("utf-8", "replace")  # noqa: E731
+    cut = pieces(decode, list(data))
+    assert "".join(cut) == "a 👩 b é" and len(cut) == len(data)
+
+
+CHILD = """
+import sys
+sys.path[:0] = {paths!r}
+from chat_fakes import ScriptedEngine
+from chat import worker
+from chat.session import Session, Settings
+from chat.store import Store
+worker.CHECKPOINT_SECONDS = 0.05
+engine = ScriptedEngine(lambda m: " ".join(f"word{{i}}" for i in range(5000)), 0.01)
+session = Session(Store({db!r}), lambda progress: engine)
+session.start()
+session.send(None, "the prompt", Settings(max_tokens=5000))
+session.worker._thread.join()
+"""
+
+
+def test_after_kill_9_the_prompt_is_there_and_the_reply_is_marked(tmp_path: Path) -> None:
+    here = Path(__file__).resolve().parent
+    code = CHILD.format(paths=[str(here), str(here.parent)], db=str(tmp_path / "chat.db"))
+    child = subprocess.Popen([sys.executable, "-c", code])
+    try:
+        until((tmp_path / "chat.db").exists, 30)
+
+        def partial() -> str:
+            try:
+                with sqlite3.connect(tmp_path / "chat.db") as db:
+                    row = db.execute("SELECT text FROM messages WHERE role = 'assistant'").fetchone()
+            except sqlite3.OperationalError:
+                return ""
+            return row[0] if row else ""
+
+        until(partial, 30)
+        before = partial()
+    finally:
+        os.kill(child.pid, signal.SIGKILL)
+        child.wait()
+    store = Store(tmp_path / "chat.db")
+    prompt, answer = store.path_to(store.conversations()[0].leaf_id)
+    assert prompt.text == "the prompt"
+    assert answer.state == "interrupted" and answer.text.startswith(before) and answer.token_ids

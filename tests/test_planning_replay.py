@@ -1,0 +1,236 @@
+"""Replay of stored positions, against a simulation that walks them coin by coin."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+
+from hsd import Plan, planning
+from hsd.errors import ConfigError
+from hsd.planning.replay import PIECE
+
+COSTS = {
+    "lookup": [0.02],
+    "A": [1.2 + 0.02 * w for w in range(1, 17)],
+    "B": [2.4 + 0.03 * w for w in range(1, 17)],
+    "big": [14 + 0.15 * w for w in range(1, 17)],
+}
+RATES = {
+    ("lookup", "A"): 0.35,
+    ("lookup", "B"): 0.30,
+    ("lookup", "big"): 0.25,
+    ("A", "B"): 0.85,
+    ("A", "big"): 0.72,
+    ("B", "big"): 0.82,
+}
+PLANS = ["big", "A:4>big", "lookup:2>B:5>big", "A:3>B:4>big", "lookup:2>A:2>B:5>big"]
+
+
+def runs(rng: np.random.Generator, length: int) -> dict[tuple[str, str], np.ndarray]:
+    """A reply whose positions are easy or hard for all pairs alike, in runs."""
+    level = np.repeat(rng.random(length // 8 + 1), 8)[:length]
+    return {
+        pair: np.clip(rate + 0.6 * (level - 0.5) + rng.normal(0, 0.05, length), 0, 1) for pair, rate in RATES.items()
+    }
+
+
+class Walk:
+    """One reply, decoded by a plan: tokens carry how they came about, one level back."""
+
+    def __init__(self, plan: Plan, reply: dict, dependence: float, rng: random.Random) -> None:
+        self.names, self.thresholds, self.reply, self.rng = plan.names, plan.thresholds, reply, rng
+        self.dependence, self.length = dependence, len(next(iter(reply.values())))
+
+    def rate(self, level: int, kind: str, at: int) -> float:
+        """Acceptance by the next level of a token of this kind."""
+        at %= self.length
+        up = self.reply[self.names[level], self.names[level + 1]][at]
+        if level == 0 or kind == "bonus":
+            return up
+        below = self.reply[self.names[level - 1], self.names[level]][at]
+        across = self.reply[self.names[level - 1], self.names[level + 1]][at]
+        most = min(below, up, across)
+        weight = 1.0 if self.names[level - 1] == "lookup" and self.dependence else self.dependence
+        both = (1 - weight) * min(below * up, most) + weight * most
+        chance = below if kind == "kept" else 1 - below
+        return (both if kind == "kept" else up - both) / chance if chance else up
+
+    def block(self, level: int, at: int) -> tuple[list[str], float]:
+        costs = COSTS[self.names[level]]
+        if level == 0:
+            return ["first"] * self.thresholds[0], self.thresholds[0] * costs[0]
+        kinds, ms = [], 0.0
+        while len(kinds) < self.thresholds[level]:
+            more, spent = self.round(level, at + len(kinds))
+            kinds, ms = kinds + more, ms + spent
+        return kinds, ms
+
+    def round(self, level: int, at: int) -> tuple[list[str], float]:
+        drafted, ms = self.block(level - 1, at)
+        ms += COSTS[self.names[level]][len(drafted)]
+        for k, kind in enumerate(drafted):
+            if self.rng.random() >= self.rate(level - 1, kind, at + k):
+                return ["kept"] * k + ["redrawn"], ms
+        return ["kept"] * len(drafted) + ["bonus"], ms
+
+    def reply_cost(self) -> tuple[float, int]:
+        at, total = 0, 0.0
+        while at < self.length:
+            kinds, ms = self.round(len(self.names) - 1, at)
+            at, total = at + len(kinds), total + ms
+        return total, at
+
+
+def simulated(plan: str, reply: dict, dependence: float, count: int) -> tuple[float, float]:
+    walk = Walk(Plan.parse(plan), reply, dependence, random.Random(4))
+    samples = [walk.reply_cost() for _ in range(count)]
+    tokens = sum(t for _, t in samples)
+    mean = sum(ms for ms, _ in samples) / tokens
+    return mean, sum((ms - mean * t) ** 2 for ms, t in samples) ** 0.5 / tokens
+
+
+def check_against_simulation(replies: int, count: int) -> None:
+    rng = np.random.default_rng(6)
+    off = []
+    for number in range(replies):
+        reply = runs(rng, int(rng.integers(1, 120)))
+        for plan in PLANS[1:]:
+            dependence = (0.0, 0.3, 1.0)[number % 3]
+            want = planning.replay([plan], COSTS, [reply], dependence)[0].ms_per_token
+            mean, error = simulated(plan, reply, dependence, count)
+            off.append(abs(want - mean) / error)
+    assert sum(d > 3 for d in off) <= max(1, len(off) // 60)
+    assert max(off) < 4.5
+
+
+def test_agrees_with_a_walk_coin_by_coin():
+    check_against_simulation(3, 250)
+
+
+@pytest.mark.full
+def test_agrees_with_a_walk_coin_by_coin_on_many_replies():
+    check_against_simulation(45, 1500)
+
+
+@pytest.mark.parametrize("plan", PLANS)
+def test_constant_acceptance_is_the_iid_forecast(plan: str):
+    replies = [{pair: np.full(length, rate) for pair, rate in RATES.items()} for length in (1, 40, 300, PIECE * 2)]
+    found = planning.replay([plan], COSTS, replies, dependence=0)[0]
+    assert found.ms_per_token == pytest.approx(planning.expected_ms_per_token(plan, COSTS, RATES), rel=1e-9)
+    assert found.tokens_per_round == pytest.approx(planning.expected_tokens_per_round(plan, COSTS, RATES), rel=1e-9)
+    assert found.positions == 341 + 2 * PIECE
+
+
+def test_acceptance_in_runs_costs_more_than_its_average_says():
+    rng = np.random.default_rng(1)
+    in_runs = np.repeat(rng.random(60) < 0.7, 10).astype(float)
+    scattered = rng.permutation(in_runs)
+    for n in (2, 8):
+        by_average = planning.expected_ms_per_token(f"A:{n}>big", COSTS, {("A", "big"): float(in_runs.mean())})
+        found = [planning.replay([f"A:{n}>big"], COSTS, [{("A", "big"): a}])[0] for a in (in_runs, scattered)]
+        assert found[0].ms_per_token > 1.1 * by_average
+        assert found[1].ms_per_token == pytest.approx(by_average, rel=0.06)
+
+
+def test_a_run_is_walked_as_it_lies():
+    # Nine accepted and one refused, over and over: rounds of nine drafts emit ten tokens each.
+    found = planning.replay(["A:9>big"], COSTS, [{("A", "big"): np.tile([1.0] * 9 + [0.0], 5)}])[0]
+    assert found.tokens_per_round == pytest.approx(10)
+    assert found.ms_per_token == pytest.approx((9 * COSTS["A"][0] + COSTS["big"][9]) / 10)
+
+
+def test_at_temperature_zero_overlaps_of_0_and_1_replay_as_they_happened():
+    lower = np.array([1, 1, 0, 1, 1, 1, 0, 0, 1, 1] * 3, dtype=float)
+    upper = np.array([1, 1, 1, 1, 0, 1, 0, 1, 1, 1] * 3, dtype=float)
+    reply = {("A", "B"): lower, ("B", "big"): upper, ("A", "big"): lower * upper}
+    plan = "A:2>B:3>big"
+    walk = Walk(Plan.parse(plan), reply, 0.1, random.Random(0))
+    ms, tokens = walk.reply_cost()
+    found = planning.replay([plan], COSTS, [reply])[0]
+    assert found.reply_ms[0] == pytest.approx(ms)
+    assert found.reply_tokens[0] == pytest.approx(tokens)
+
+
+def test_survival_mixes_back_to_the_pairs_own_acceptance():
+    rng = np.random.default_rng(0)
+    low_mid, mid_top = rng.random(500), rng.random(500)
+    low_top = rng.uniform(np.maximum(0, low_mid + mid_top - 1), 1)  # what the triangle inequality leaves
+    for dependence in (0.0, 0.1, 1.0):
+        kept, redrawn = planning.survival(low_mid, mid_top, low_top, dependence)
+        assert low_mid * kept + (1 - low_mid) * redrawn == pytest.approx(mid_top)
+        if dependence:
+            loose, _ = planning.survival(low_mid, mid_top, None, dependence)
+            assert (kept <= loose + 1e-12).all()
+
+
+def test_survival_of_a_lookup_token_is_exact():
+    rng = np.random.default_rng(2)
+    middle, top = rng.dirichlet(np.ones(6), 50), rng.dirichlet(np.ones(6), 50)
+    token = rng.integers(6, size=50)
+    p, q = middle[np.arange(50), token], top[np.arange(50), token]
+    kept, redrawn = planning.survival(p, np.minimum(middle, top).sum(1), q, 1.0)
+    assert kept == pytest.approx(np.minimum(1, q / p))
+    others = np.minimum(middle, top)
+    others[np.arange(50), token] = 0
+    assert redrawn == pytest.approx(others.sum(1) / (1 - p))
+
+
+def test_a_plan_is_replayed_only_on_replies_that_hold_its_pairs():
+    full = {pair: np.full(50, rate) for pair, rate in RATES.items()}
+    some = {("A", "big"): np.full(50, 0.1)}
+    one, other = planning.replay(["A:2>big", "B:2>big"], COSTS, [full, some])
+    assert one.positions == 100
+    assert other.positions == 50
+    assert np.isnan(other.reply_ms[1])
+    assert planning.replay(["B:2>big"], COSTS, [some])[0].ms_per_token is None
+    assert planning.replay(["B:2>big"], COSTS, [])[0].ms_per_token is None
+
+
+def test_gains_are_compared_reply_by_reply():
+    rng = np.random.default_rng(3)
+    replies = [runs(rng, 80) for _ in range(12)]
+    fast, slow = planning.replay(["lookup:2>A:2>B:5>big", "lookup:2>B:5>big"], COSTS, replies)
+    gain, error = planning.relative_gain(fast, slow)
+    assert gain == pytest.approx(1 - fast.ms_per_token / slow.ms_per_token)
+    assert error < fast.standard_error / fast.ms_per_token  # what is hard for both cancels
+    assert planning.relative_gain(fast, fast) == (0.0, 0.0)
+    bootstrap = np.random.default_rng(0).integers(12, size=(2000, 12))
+    sums = [np.array(values)[bootstrap].sum(1) for r in (fast, slow) for values in (r.reply_ms, r.reply_tokens)]
+    assert error == pytest.approx(np.std(1 - (sums[0] / sums[1]) / (sums[2] / sums[3])), rel=0.2)
+
+
+def test_the_same_input_gives_the_same_output_whatever_stands_beside_it():
+    rng = np.random.default_rng(9)
+    replies = [runs(rng, int(n)) for n in rng.integers(1, 700, 40)]
+    together = planning.replay(PLANS, COSTS, replies)
+    assert together == planning.replay(PLANS, COSTS, replies)
+    alone = planning.replay([PLANS[3]], COSTS, [replies[17]])[0]
+    assert together[3].reply_ms[17] == pytest.approx(alone.reply_ms[0], rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        {("A", "big"): np.array([0.5, 1.2])},
+        {("A", "big"): np.array([0.5, np.nan])},
+        {("A", "big"): np.ones(3), ("B", "big"): np.ones(4)},
+        {("A", "big"): np.ones((2, 2))},
+    ],
+)
+def test_impossible_sequences_are_refused(reply):
+    with pytest.raises(ConfigError) as caught:
+        planning.replay(["A:2>big"], COSTS, [reply])
+    assert caught.value.hint
+
+
+def test_an_empty_reply_counts_for_nothing():
+    found = planning.replay(["A:2>big", "big"], COSTS, [{("A", "big"): np.ones(0)}, {}])
+    assert [r.ms_per_token for r in found] == [None, None]
+
+
+@pytest.mark.parametrize("dependence", [-0.1, 1.1, float("nan")])
+def test_impossible_dependence_is_refused(dependence: float):
+    with pytest.raises(ConfigError, match="dependence"):
+        planning.replay(["big"], COSTS, [], dependence)

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from hsd.config import Family, load_families
     from hsd.engine import Engine
     from hsd.errors import ConfigError, HsdError, LoadError, ModelError, PromptError, StoreError
+    from hsd.params import SamplingParams
     from hsd.paths import data_dir
     from hsd.types import (
         Dropped,
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
         Replanned,
         Reply,
         ReplyStats,
-        SamplingParams,
         Stage,
         Started,
         Tokens,
@@ -37,6 +37,7 @@ _HOME = {
     "Engine": "hsd.engine",
     "Family": "hsd.config",
     "load_families": "hsd.config",
+    "SamplingParams": "hsd.params",
     "data_dir": "hsd.paths",
     **dict.fromkeys(("ConfigError", "HsdError", "LoadError", "ModelError", "PromptError", "StoreError"), "hsd.errors"),
     **dict.fromkeys(
@@ -51,7 +52,6 @@ _HOME = {
             "Replanned",
             "Reply",
             "ReplyStats",
-            "SamplingParams",
             "Stage",
             "Started",
             "Tokens",

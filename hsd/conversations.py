@@ -1,7 +1,8 @@
 """Caches of several conversations, kept by least-recent use within a memory budget.
 
 Nobody says which conversation a prompt belongs to: it goes on with whichever cached text it shares most with. An edited
-history and a regenerated reply are the same thing, a shorter shared prefix.
+history, a regenerated reply and a common system message are the same thing, a shared prefix; where it is the smaller
+part of the old text it is copied, so that the old text keeps its caches too.
 """
 
 from __future__ import annotations
@@ -55,14 +56,22 @@ class Conversation:
                 high = middle - 1
         return low
 
+    def branch(self, length: int) -> Conversation:
+        """Another conversation that begins with the first `length` tokens of this one."""
+        new = Conversation(self.models)
+        new.tokens = self.tokens[:length]
+        new._readers = {name: reader.copy(length) for name, reader in self._readers.items() if len(reader)}
+        return new
+
     def begin(self, prompt: list[int]) -> None:
         """Turns to a new prompt: keeps what it shares with the old text, in every cache."""
         kept = self.shared(prompt)
+        indexed = min(kept, len(self.index))
         for reader in self._readers.values():
             reader.rewind(kept)
             reader.meter.passes.clear()
-        self.index.cut(kept)
-        self.index.settle(prompt[kept:])
+        self.index.cut(indexed)
+        self.index.settle(prompt[indexed:])
         self.tokens = list(prompt)
 
 
@@ -86,9 +95,10 @@ class Conversations:
         """The conversation to read this prompt in, turned to it; the others are dropped as far as memory asks."""
         prompt = list(prompt)
         best = max(self._held, key=lambda c: c.shared(prompt), default=None)
-        # What shares less than half of its text is another conversation: going on in its caches would destroy them.
-        if best is None or 2 * best.shared(prompt) < len(best.tokens):
+        if best is None:
             best = Conversation(self._models)
+        elif 2 * best.shared(prompt) < len(best.tokens):
+            best = best.branch(best.shared(prompt))
         else:
             self._held.remove(best)
         self._held.append(best)

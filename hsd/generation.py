@@ -11,19 +11,19 @@ import torch
 
 from hsd.conversations import Conversation
 from hsd.errors import HsdError
-from hsd.hierarchy import Hierarchy, Round, TokenSequence, make_levels
+from hsd.hierarchy import Hierarchy, Round, TokenSequence, failed_pass, make_levels
+from hsd.params import SamplingParams
+from hsd.prompts import Tokenizer
 from hsd.runtime import Reader
 from hsd.sampling import Sampler
-from hsd.text import TextStream, Tokenizer
+from hsd.text import TextStream
 from hsd.types import (
     Event,
-    Finished,
     FinishReason,
     LevelStats,
     Plan,
     Reply,
     ReplyStats,
-    SamplingParams,
     Started,
     Tokens,
     Verification,
@@ -136,7 +136,7 @@ class Generation:
         """The finished reply. `baseline`: seconds plain decoding would have taken, given this."""
         now = time.perf_counter()
         request, seconds = self.request, now - self.request.begun
-        plain = baseline(self) if self._ids else None
+        plain = baseline(self) if self._ids and error is None else None
         stats = ReplyStats(
             seconds=seconds,
             first_token_seconds=(self._first_token or now) - request.begun,
@@ -173,8 +173,11 @@ class Generation:
         before_last = self._conversation.tokens[: len(self.request.prompt) - 1]
         for name, reader in self.readers.items():
             begun = time.perf_counter()
-            if not reader.prefill(before_last, self._out_of_time):
-                return False
+            try:
+                if not reader.prefill(before_last, self._out_of_time):
+                    return False
+            except Exception as error:
+                raise failed_pass(name, error) from error
             if name == self.request.plan.target:
                 self.target_prefill_seconds = time.perf_counter() - begun
         self._prefilled = time.perf_counter()
@@ -195,6 +198,4 @@ class Generation:
 
     def _out_of_time(self) -> bool:
         limit = self.request.params.time_limit
-        return self.request.cancel.is_set() or (
-            limit is not None and time.perf_counter() - self.request.begun > limit
-        )
+        return self.request.cancel.is_set() or (limit is not None and time.perf_counter() - self.request.begun > limit)

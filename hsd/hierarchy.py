@@ -1,12 +1,13 @@
 """The round: draft, verify, cut. Hierarchical speculative decoding (Mohri et al. 2025, arXiv 2510.19705).
 
 There is exactly one token sequence: prompt, committed reply, pending tokens. Level `l` asks level `l-1` for a block,
-reads it in one pass, keeps what it accepts plus one token of its own, and repeats until it holds at least its threshold;
-then it hands all of them up. The top level is the target, and what it emits is the reply. Plain decoding is the chain
-of one level, Leviathan's scheme the chain of two; they take the same path through this file.
+reads it in one pass, keeps what it accepts plus one token of its own, and repeats until it holds at least its
+threshold; then it hands all of them up. The top level is the target, and what it emits is the reply. Plain decoding is
+the chain of one level, Leviathan's scheme the chain of two; they take the same path through this file.
 
-Every level emits tokens distributed as its own model has them, whatever stands below. Whether a level goes on may depend
-on everything already fixed, never on a token yet to be drawn, and nothing sampled is ever dropped but by a verdict.
+Every level emits tokens distributed as its own model has them, whatever stands below. Whether a level goes on may
+depend on everything already fixed, never on a token yet to be drawn, and nothing sampled is ever dropped but by a
+verdict.
 """
 
 from __future__ import annotations
@@ -128,10 +129,15 @@ class Hierarchy:
                 cut back to what was committed before.
         """
         start, begun = len(self.sequence.tokens), time.perf_counter()
+        held = [(level.source, len(level.source)) for level in self.levels]
         try:
             proposed, accepted = self._verify(len(self.levels) - 1)
         except BaseException:
             self._cut(start)
+            # What a failing pass wrote about tokens that stay may be as wrong as its logits.
+            for source, length in held:
+                if isinstance(source, Reader):
+                    source.rewind(length)
             for level in self.levels:
                 level.rows.clear()
             raise
@@ -215,7 +221,7 @@ class Hierarchy:
         except HsdError:
             raise
         except Exception as error:
-            raise ModelError(level.name, f"the forward pass failed: {first_line(error)}.", advice(error)) from error
+            raise failed_pass(level.name, error) from error
 
     def _coins(self, n: int, rows: Tensor) -> Tensor:
         """Coins for a verdict; greedy decoding tosses none."""
@@ -282,14 +288,13 @@ def block_of(tokens: Sequence[int], device: torch.device) -> Tensor:
     return torch.tensor(tokens, dtype=torch.long, device=device)
 
 
-def first_line(error: BaseException) -> str:
-    """What an exception says, in one line."""
-    text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0].rstrip(".")
+def failed_pass(level: str, error: Exception) -> ModelError:
+    """What to tell a person of an exception inside a model."""
+    first = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+    return ModelError(level, f"the forward pass failed: {first}.", _advice(error))
 
 
-def advice(error: BaseException) -> str:
-    """What a person can do about an exception inside a model."""
+def _advice(error: Exception) -> str:
     if isinstance(error, MemoryError | torch.OutOfMemoryError) or "out of memory" in str(error).lower():
         return "Shorten the conversation, choose a smaller context, or leave a draft out."
     return "Send the message again; if it fails again, load the family anew."

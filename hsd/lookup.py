@@ -109,7 +109,7 @@ class SuffixIndex:
         self._undo.append(undo)
 
     def _split(self, state: int, token: int, undo: list[tuple]) -> int:
-        """The state that holds exactly the strings of `state` followed by `token`; cloned where it holds longer ones."""
+        """The state of the strings of `state` followed by `token`; cloned from one that holds longer strings too."""
         target = self._next[state][token]
         if self._length[target] == self._length[state] + 1:
             return target

@@ -53,8 +53,8 @@ class Planner:
             machine_key(),
             self.family,
             device=str(self._models[self.target].device),
-            dtypes={name: model.dtype for name, model in self._models.items()},
-            runtimes={name: runtime_key(model) for name, model in self._models.items()},
+            dtype={name: model.dtype for name, model in self._models.items()},
+            runtime={name: runtime_key(model) for name, model in self._models.items()},
         )
         for name in self._models:
             for width, ms in enumerate(stored.get(name, ()), 1):
@@ -153,8 +153,36 @@ class Planner:
         self._current[bucket] = decision.plan
         return decision
 
+    def checked(self, plan: str | Plan) -> Plan:
+        """A plan that somebody asks for, if this family can run it.
+
+        Raises:
+            ConfigError: its levels are not in this family, in another order, or under another target.
+        """
+        chosen = Plan.parse(plan) if isinstance(plan, str) else plan
+        order = [LOOKUP, *self._models]
+        for name in chosen.names:
+            if name not in order:
+                raise ConfigError(f"The plan '{chosen}' uses '{name}'.", f"This family has: {', '.join(order)}.")
+        if chosen.target != self.target:
+            raise ConfigError(
+                f"The plan '{chosen}' ends with '{chosen.target}', but the target is '{self.target}'.",
+                "The reply must be the target's own words.",
+            )
+        if [n for n in order if n in chosen.names] != list(chosen.names):
+            raise ConfigError(
+                f"The plan '{chosen}' is not cheapest first.", f"The order of this family is: {', '.join(order)}."
+            )
+        if chosen.drafts and not self._models[self.target].cuttable:
+            raise ConfigError(
+                f"'{self.target}' decodes plainly: its cache cannot be cut back.", f"Use the plan '{self.target}'."
+            )
+        return chosen
+
     def forecast(self, plan: Plan, temperature: float, context: int = 0) -> float | None:
-        """Expected ms per token of a plan; None where a pair of it was never measured."""
+        """Expected ms per token of a plan; None where its costs or a pair of it were never measured."""
+        if not self.measured:
+            return None
         rates = {pair: e.rate for pair, e in self.acceptances(temperature).items()}
         try:
             return planning.expected_ms_per_token(plan, self.costs(context), rates)

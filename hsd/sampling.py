@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from hsd.errors import ConfigError
-from hsd.types import SamplingParams
+from hsd.params import SamplingParams
 
 
 class Sampler:

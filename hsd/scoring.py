@@ -1,8 +1,8 @@
 """Prices every pair of a family on a finished reply: one wide pass per model, no exploration.
 
 For every position of the reply and every pair, the chance that the verifier accepts the draft's token is
-`sum_x min(p(x), q(x))`, also for pairs that no plan has used, and the lookup level included. It has far less variance than
-counting accepted tokens.
+`sum_x min(p(x), q(x))`, also for pairs that no plan has used, and the lookup level included. It has far less variance
+than counting accepted tokens.
 """
 
 from __future__ import annotations

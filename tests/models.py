@@ -15,9 +15,11 @@ class ByteTokenizer:
     """A token is a byte; three special ones make chats. Enough of a tokenizer for the engine, and prefix-stable."""
 
     chat_template = "bytes"
-    all_special_ids = [USER, ASSISTANT, END]
     eos_token_id = END
-    _special = {"<u>": USER, "<a>": ASSISTANT, "<e>": END}
+
+    def __init__(self) -> None:
+        self.all_special_ids = [USER, ASSISTANT, END]
+        self._special = {"<u>": USER, "<a>": ASSISTANT, "<e>": END}
 
     def get_vocab(self) -> dict[str, int]:
         return {**{f"<{i:02x}>": i for i in range(256)}, **self._special}
@@ -36,7 +38,9 @@ class ByteTokenizer:
 
     def decode(self, token_ids: list[int], skip_special_tokens: bool = False) -> str:
         names = {v: k for k, v in self._special.items()}
-        parts = [bytes([i]) if i < 256 else b"" if skip_special_tokens else names.get(i, "").encode() for i in token_ids]
+        parts = [
+            bytes([i]) if i < 256 else b"" if skip_special_tokens else names.get(i, "").encode() for i in token_ids
+        ]
         return b"".join(parts).decode(errors="replace")
 
     def apply_chat_template(

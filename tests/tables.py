@@ -20,6 +20,11 @@ class TableCache:
     def length(self) -> int:
         return len(self.tokens)
 
+    def copy(self, length: int) -> TableCache:
+        new = TableCache()
+        new.tokens = self.tokens[:length]
+        return new
+
     def rewind(self, length: int) -> None:
         assert 0 <= length <= len(self.tokens)
         del self.tokens[length:]

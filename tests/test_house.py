@@ -197,6 +197,7 @@ def command_lines() -> dict[str, list[str]]:
     if "hsd.cli" not in MODULES:
         return {}
     import click
+
     from hsd.cli import cli
 
     context = click.Context(cli)

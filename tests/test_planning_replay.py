@@ -9,7 +9,7 @@ import pytest
 
 from hsd import Plan, planning
 from hsd.errors import ConfigError
-from hsd.planning.replay import PIECE
+from hsd.planning.replay import DEPENDENCE, PIECE
 
 COSTS = {
     "lookup": [0.02],
@@ -40,7 +40,9 @@ class Walk:
     """One reply, decoded by a plan: tokens carry how they came about, one level back."""
 
     def __init__(self, plan: Plan, reply: dict, dependence: float, rng: random.Random) -> None:
-        self.names, self.thresholds, self.reply, self.rng = plan.names, plan.thresholds, reply, rng
+        self.names, self.thresholds, self.rng = plan.names, plan.thresholds, rng
+        self.reply = {pair: np.nan_to_num(array).tolist() for pair, array in reply.items()}
+        self.nothing = {pair: np.isnan(array).tolist() for pair, array in reply.items()}
         self.dependence, self.length = dependence, len(next(iter(reply.values())))
 
     def rate(self, level: int, kind: str, at: int) -> float:
@@ -60,6 +62,8 @@ class Walk:
     def block(self, level: int, at: int) -> tuple[list[str], float]:
         costs = COSTS[self.names[level]]
         if level == 0:
+            if self.nothing[self.names[0], self.names[1]][at % self.length]:
+                return [], self.thresholds[0] * costs[0]
             return ["first"] * self.thresholds[0], self.thresholds[0] * costs[0]
         kinds, ms = [], 0.0
         while len(kinds) < self.thresholds[level]:
@@ -223,6 +227,32 @@ def test_impossible_sequences_are_refused(reply):
     with pytest.raises(ConfigError) as caught:
         planning.replay(["A:2>big"], COSTS, [reply])
     assert caught.value.hint
+
+
+def test_where_a_lookup_has_nothing_the_pass_is_one_wide():
+    nothing = {("lookup", "big"): np.full(30, np.nan)}
+    found = planning.replay(["lookup:4>big"], COSTS, [nothing])[0]
+    assert found.tokens_per_round == 1
+    assert found.ms_per_token == pytest.approx(COSTS["big"][0] + 4 * COSTS["lookup"][0])
+
+
+def test_levels_of_random_softmax_models_are_nearly_independent_at_a_position():
+    """What the default of `dependence` rests on: three models that share logits up to noise."""
+    rng, found = np.random.default_rng(1), []
+    for temperature in (0.5, 0.8, 1.0):
+        for low_noise, mid_noise in ((1.5, 0.8), (1.0, 0.5), (2.0, 1.0), (0.7, 0.4)):
+            logits, noise = rng.normal(0, 3, (200, 200)), rng.normal(0, 1, (200, 200))
+            other = 0.5 * noise + 0.75**0.5 * rng.normal(0, 1, (200, 200))
+            low, mid, top = (
+                np.exp(z / temperature) / np.exp(z / temperature).sum(1, keepdims=True)
+                for z in (logits + low_noise * other, logits + mid_noise * noise, logits)
+            )
+            pairs = [np.minimum(p, q).sum(1) for p, q in ((low, mid), (mid, top), (low, top))]
+            both = (np.minimum(low, mid) * np.minimum(1, top / mid)).sum(1)
+            independent, most = pairs[0] * pairs[1], np.min(pairs, axis=0)
+            found.append((both - independent).sum() / (most - independent).sum())
+    assert max(np.abs(found)) < 0.3
+    assert np.mean(found) == pytest.approx(DEPENDENCE, abs=0.1)
 
 
 def test_an_empty_reply_counts_for_nothing():

@@ -196,6 +196,13 @@ def test_float_error_at_the_ends_is_clipped(stats: Stats):
     assert stats.sequences("f", "mid")[0][PAIR].tolist() == [1.0, 0.0]
 
 
+def test_a_lookup_without_a_proposal_counts_as_refused_and_is_remembered_as_such(stats: Stats):
+    scored(stats, [0.5, np.nan, 1.0, np.nan], pair=("lookup", "big"))
+    found = stats.acceptances("f", "mid")["lookup", "big"]
+    assert (found.rate, found.positions) == (pytest.approx(0.375), 4)
+    assert np.isnan(stats.sequences("f", "mid")[0]["lookup", "big"]).tolist() == [False, True, False, True]
+
+
 def test_sequences_come_newest_first_at_half_precision(stats: Stats):
     rng = np.random.default_rng(5)
     stored = [rng.random(30) for _ in range(4)]
@@ -212,8 +219,8 @@ def test_what_is_stored_can_be_planned_with(stats: Stats):
     rng = np.random.default_rng(7)
     for _ in range(3):
         reply_id = stats.record_reply(reply())
-        overlaps = {("lookup", "big"): rng.random(200) * 0.4, PAIR: 0.5 + rng.random(200) / 2}
-        stats.record_scores(reply_id, overlaps | {("lookup", "tiny"): rng.random(200) * 0.5})
+        low, high = rng.random(200) * 0.5, 0.5 + rng.random(200) / 2
+        stats.record_scores(reply_id, {("lookup", "tiny"): low, PAIR: high, ("lookup", "big"): low * high})
     stats.record_costs(
         CostRecord("m", "cpu", "f", model, "bf16", "eager 1", 256, width, base + 0.1 * width)
         for model, base in (("lookup", 0.01), ("tiny", 1.0), ("big", 20.0))

@@ -142,6 +142,13 @@ def test_a_folder_that_cannot_be_made_costs_the_statistics_only(tmp_path: Path):
             works(stats)
 
 
+def lives_on(path: Path) -> None:
+    with Stats(path) as stats:
+        works(stats)
+        assert stats.path is None
+        assert "cannot be used" in (stats.warning or "")
+
+
 def test_a_read_only_file_costs_the_statistics_only():
     folder = Path(tempfile.mkdtemp())
     try:
@@ -150,22 +157,18 @@ def test_a_read_only_file_costs_the_statistics_only():
             works(stats)
         path.chmod(0o444)
         folder.chmod(0o555)
-        child = os.fork() if os.geteuid() == 0 else 0  # root may write anything: let somebody else try
-        if os.geteuid() == 0 and child:
-            assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        if os.geteuid() != 0:
+            lives_on(path)
             return
-        status = 1
-        try:
-            if os.geteuid() == 0:
+        child = os.fork()  # root may write anything: let somebody else try
+        if child == 0:
+            try:
                 os.setuid(65534)
-            with Stats(path) as stats:
-                works(stats)
-                assert stats.path is None
-                assert "cannot be used" in (stats.warning or "")
-            status = 0
-        finally:
-            if os.geteuid() == 65534:
-                os._exit(status)
+                lives_on(path)
+                os._exit(0)
+            finally:
+                os._exit(1)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     finally:
         folder.chmod(0o755)
         shutil.rmtree(folder)

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hsd.errors import PromptError
-from hsd.text import Prompts, TextStream
+from hsd.prompts import Prompts
+from hsd.text import TextStream
 
 TOKENIZER = tiny.ByteTokenizer()
 
@@ -41,7 +42,11 @@ def test_an_unfinished_character_at_the_end_is_left_out():
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.data(), st.text(alphabet="ab\n", max_size=30), st.lists(st.text(alphabet="ab\n", min_size=1, max_size=4), max_size=3))
+@given(
+    st.data(),
+    st.text(alphabet="ab\n", max_size=30),
+    st.lists(st.text(alphabet="ab\n", min_size=1, max_size=4), max_size=3),
+)
 def test_a_stop_string_is_found_wherever_rounds_end_and_never_shown(data, text, stops):
     stream, shown, total = TextStream(TOKENIZER, stops), "", 0
     for part in split(data, list(text.encode())):
@@ -70,31 +75,40 @@ def test_the_next_prompt_holds_the_ids_that_were_generated():
             ids = [b for i in token_ids for b in (b"hi" if i == 280 else [i])]
             return super().decode(ids, skip_special_tokens)
 
-    prompts = Prompts(Merging())
+    prompts = Prompts(Merging(), 300)
     first = [{"role": "user", "content": "x"}]
     head = prompts.build(first)
     prompts.note("hi!", (280, 33, tiny.END))
     both = [*first, {"role": "assistant", "content": "hi!"}, {"role": "user", "content": "y"}]
     ids = prompts.build(both)
     assert ids[: len(head) + 3] == [*head, 280, 33, tiny.END]
-    given = Prompts(Merging()).build([*first, {"role": "assistant", "content": "hi!", "token_ids": [280, 33]}, both[2]])
+    given = Prompts(Merging(), 300).build(
+        [*first, {"role": "assistant", "content": "hi!", "token_ids": [280, 33]}, both[2]]
+    )
     assert given == ids
-    assert Prompts(Merging()).build(both)[len(head)] == ord("h")
+    assert Prompts(Merging(), 300).build(both)[len(head)] == ord("h")
 
 
 def test_ids_that_do_not_belong_to_the_text_are_not_used():
     message = {"role": "assistant", "content": "hi", "token_ids": [1, 2, 3]}
-    ids = Prompts(TOKENIZER).build([{"role": "user", "content": "x"}, message, {"role": "user", "content": "y"}])
-    assert [104, 105] == ids[ids.index(tiny.ASSISTANT) + 1 :][:2]
+    ids = Prompts(TOKENIZER, 300).build([{"role": "user", "content": "x"}, message, {"role": "user", "content": "y"}])
+    assert ids[ids.index(tiny.ASSISTANT) + 1 :][:2] == [104, 105]
 
 
 @pytest.mark.parametrize(
     "messages",
-    [[], [{"role": "user"}], [{"content": "x"}], [{"role": "user", "content": 3}], ["x"], [{"role": "user", "content": " "}]],
+    [
+        [],
+        [{"role": "user"}],
+        [{"content": "x"}],
+        [{"role": "user", "content": 3}],
+        ["x"],
+        [{"role": "user", "content": " "}],
+    ],
 )
 def test_a_malformed_conversation_is_one_sentence(messages):
     with pytest.raises(PromptError) as caught:
-        Prompts(TOKENIZER).build(messages)
+        Prompts(TOKENIZER, 300).build(messages)
     assert caught.value.message.endswith(".")
 
 
@@ -104,4 +118,4 @@ def test_a_template_that_raises_is_one_sentence_too():
             raise RuntimeError("roles must alternate\nand more")
 
     with pytest.raises(PromptError, match="roles must alternate"):
-        Prompts(Refusing()).build([{"role": "user", "content": "x"}])
+        Prompts(Refusing(), 300).build([{"role": "user", "content": "x"}])

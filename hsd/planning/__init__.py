@@ -13,6 +13,13 @@ from hsd.planning.expected import (
     expected_tokens_per_round,
     forecast,
 )
+from hsd.planning.observed import (
+    ObservedAcceptance,
+    contradicts,
+    corrected,
+    measured_ms_per_token,
+    observed_acceptance,
+)
 from hsd.planning.path import relaxed_ms_per_token, relaxed_plan
 from hsd.planning.priors import prior_acceptance, standard_errors, with_priors
 from hsd.planning.refine import Ranked, best_plan, ranking
@@ -25,16 +32,21 @@ __all__ = [
     "Costs",
     "Decision",
     "LevelForecast",
+    "ObservedAcceptance",
     "PlanForecast",
     "Ranked",
     "Replayed",
     "Sequences",
     "best_plan",
     "choose",
+    "contradicts",
+    "corrected",
     "expected_ms_per_token",
     "expected_tokens_per_round",
     "forecast",
     "gain_error",
+    "measured_ms_per_token",
+    "observed_acceptance",
     "prior_acceptance",
     "ranking",
     "relative_gain",

@@ -157,15 +157,15 @@ def _walk(table: Tables, levels: Ints, thresholds: Ints) -> list[_Level]:
         round_tokens = emission(block, table.accept[levels[:, i - 1], verifier])
         pass_ms = (block * table.width_ms[verifier, 1 : block.shape[1] + 1]).sum(axis=1)
         if i == length - 1:
-            mean = _mean(round_tokens) + 1
+            mean = mean_of(round_tokens) + 1
             walked.append(_Level(np.ones(count), pass_ms, mean))
         else:
             block, rounds = renew(round_tokens, thresholds[:, i])
-            walked.append(_Level(rounds, pass_ms, _mean(block)))
+            walked.append(_Level(rounds, pass_ms, mean_of(block)))
     return walked
 
 
-def _mean(distribution: Floats) -> Floats:
+def mean_of(distribution: Floats) -> Floats:
     """[plans] mean of [plans, n] distributions over 0, 1, …"""
     # Not `@`: for arrays this small, waking the threads of a BLAS costs more than everything else together.
     return (distribution * np.arange(distribution.shape[1])).sum(axis=1)

@@ -8,10 +8,16 @@ from itertools import combinations, pairwise, product
 
 import numpy as np
 
-from hsd.planning.expected import ms_of
+from hsd.planning.expected import batch_ms, ms_of
 from hsd.planning.path import Coded, decode, shortest_paths
 from hsd.planning.tables import Acceptances, Costs, Tables, check_threshold, tables
 from hsd.types import Plan
+
+AROUND = 2
+"""Plans whose neighbours are tried in every step of the search."""
+
+GRID = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 15, 19, 24, 30, 38, 48, 64)
+"""Thresholds that short chains are tried with."""
 
 NEAR = 1.5
 """Chains that cost this many times the best one are not followed up."""
@@ -19,7 +25,7 @@ NEAR = 1.5
 STARTS = 3
 """Chains that the search starts from."""
 
-BREADTH = 5
+BREADTH = 8
 """Chains next to the best one that are followed up in every step of the search."""
 
 WIDE = 8
@@ -84,27 +90,33 @@ def ranking(
 
 def _search(table: Tables, top: int) -> tuple[Coded, float]:
     """The best plan of a local search over chains; every chain is taken at thresholds that no change improves."""
-    candidates = list(dict.fromkeys([*(coded for coded, _ in shortest_paths(table, top)), *_short(table, top)]))
-    found = dict(zip(candidates, ms_of(table, candidates).tolist(), strict=True))
-    starts: dict[tuple[int, ...], tuple[int, ...]] = {}
-    for levels, thresholds in sorted(found, key=found.__getitem__):
-        if levels not in starts and len(starts) < STARTS:
-            starts[levels] = thresholds
-    seen = _settle(table, starts, top, NEAR)
-    best = min(seen.values(), key=lambda found: found[1])
+    pool = _short(table, top)
+    starts = [coded for coded, _ in shortest_paths(table, top)]
+    for (levels, thresholds), ms in zip(starts, ms_of(table, starts).tolist(), strict=True):
+        if levels not in pool or ms < pool[levels][1]:
+            pool[levels] = (thresholds, ms)
+    seen = _settle(table, _nearest(pool, STARTS), top, NEAR)
+    expanded: set[tuple[int, ...]] = set()
     while True:
-        first: dict[tuple[int, ...], tuple[tuple[int, ...], float]] = {}
-        tried = [coded for coded in _structural(table, best[0], top) if coded[0] not in seen]
-        for (levels, thresholds), ms in zip(tried, ms_of(table, tried).tolist(), strict=True):
-            if levels not in first or ms < first[levels][1]:
-                first[levels] = (thresholds, ms)
-        nearest = sorted(first, key=lambda levels: first[levels][1])[:BREADTH]
-        settled = _settle(table, {levels: first[levels][0] for levels in nearest}, top, NEAR)
-        seen |= settled
-        other = min(settled.values(), key=lambda found: found[1], default=best)
-        if not other[1] < best[1] * (1 - 1e-12):
+        best = min(seen.values(), key=lambda found: found[1])
+        around = [seen[levels][0] for levels in sorted(seen, key=lambda levels: seen[levels][1])[:AROUND]]
+        fresh = [plan for plan in around if plan[0] not in expanded]
+        if not fresh:
             return best
-        best = other
+        expanded.update(plan[0] for plan in fresh)
+        tried = list({coded: None for plan in fresh for coded in _structural(table, plan, top) if coded[0] not in seen})
+        pool = {}
+        for (levels, thresholds), ms in zip(tried, ms_of(table, tried).tolist(), strict=True):
+            if levels not in pool or ms < pool[levels][1]:
+                pool[levels] = (thresholds, ms)
+        seen |= _settle(table, _nearest(pool, BREADTH), top, NEAR)
+
+
+def _nearest(
+    pool: dict[tuple[int, ...], tuple[tuple[int, ...], float]], count: int
+) -> dict[tuple[int, ...], tuple[int, ...]]:
+    """The best few chains of a pool, with their thresholds."""
+    return {levels: pool[levels][0] for levels in sorted(pool, key=lambda levels: pool[levels][1])[:count]}
 
 
 def _settle(
@@ -114,6 +126,8 @@ def _settle(
 
     A chain that costs more than `near` times the best of them is left where it is.
     """
+    if not chains:
+        return {}
     current = dict(chains)
     ms = dict(zip(current, ms_of(table, list(current.items())).tolist(), strict=True))
     moving = set(current)
@@ -148,12 +162,23 @@ def _thresholds(thresholds: tuple[int, ...], top: int) -> Iterator[tuple[int, ..
                         yield (*thresholds[:i], first, second, *thresholds[i + 2 :])
 
 
-def _short(table: Tables, top: int) -> Iterator[Coded]:
-    """Every chain of one or two drafts at a few thresholds: the relaxation is too fond of long chains."""
-    for levels in _chains(table, top, 2, ((), ())):
-        yield from (
-            (levels, thresholds) for thresholds in product({min(t, top) for t in (2, 4, 8)}, repeat=len(levels) - 1)
-        )
+def _short(table: Tables, top: int) -> dict[tuple[int, ...], tuple[tuple[int, ...], float]]:
+    """Every chain of one or two drafts at its best thresholds of a grid, which is complete up to `WIDE`.
+
+    The relaxation knows neither overshoot nor what a pass of 17 costs, so its chains are not always near the best.
+    """
+    found: dict[tuple[int, ...], tuple[tuple[int, ...], float]] = {}
+    grid = [t for t in GRID if t <= top]
+    for drafts in (1, 2):
+        chains = [levels for levels in _chains(table, top, drafts, ((), ())) if len(levels) == drafts + 1]
+        if not chains:
+            break
+        tried = np.array(list(product(grid, repeat=drafts)), dtype=np.intp)
+        ms = batch_ms(table, np.repeat(chains, len(tried), axis=0), np.tile(tried, (len(chains), 1)))
+        ms = ms.reshape(len(chains), len(tried))
+        for levels, row in zip(chains, ms, strict=True):
+            found[levels] = (tuple(tried[row.argmin()].tolist()), float(row.min()))
+    return found
 
 
 def _structural(table: Tables, plan: Coded, top: int) -> Iterator[Coded]:

@@ -9,6 +9,7 @@ Ours, after the limits that Mohri et al. 2025 (arXiv 2510.19705) state. What it 
 - Acceptances are those measured along the stored reply, also behind a token that a higher level would refuse.
 - Dependence across levels reaches one level back: a token that a level accepted from its draft, one it drew after a
   rejection, and a bonus token survive the next level at different rates (`survival`).
+- A lookup proposes a whole block or, where its array is NaN, nothing; the level above then reads one token.
 - Behind its end a reply begins again; tokens past the end count, as they do in `expected_ms_per_token`.
 """
 
@@ -25,15 +26,16 @@ from hsd.planning.tables import Costs, Floats, Tables, plan_of, tables
 from hsd.types import LOOKUP, Plan
 
 Sequences = Sequence[Mapping[tuple[str, str], NDArray[np.floating]]]
-"""Per reply: (draft, verifier) -> [positions] acceptance at every scored position, equally long within a reply."""
+"""Per reply: (draft, verifier) -> [positions] acceptance at every scored position, equally long within a reply; NaN
+where a lookup had nothing to propose."""
 
 PIECE, PIECES = 256, 32
 """Positions walked one after the other, and pieces walked side by side: bounds time and memory (a few MB)."""
 
-DEPENDENCE = 0.1
-"""Default of `dependence`. On 12 sets of random softmax triples (noise added to common logits, temperature 0.5 to 1)
-the true value lay between -0.03 and 0.14: given the position, levels above T = 0 are nearly independent. At T = 0 the
-stored overlaps are 0 or 1 and settle the matter whatever the value."""
+DEPENDENCE = 0.05
+"""Default of `dependence`. In 12 sets of random softmax triples (a test: noise added to common logits, temperature 0.5
+to 1) the true value lay between -0.13 and 0.22, 0.04 on average: given the position, levels above T = 0 are nearly
+independent. At T = 0 the stored overlaps are 0 or 1 and settle the matter whatever the value."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +70,8 @@ def replay(
         plans: plans or their texts.
         costs: model name -> ms at width 1, 2, …
         sequences: acceptance by position, see `Sequences`. A reply without a pair of a plan is left out for that plan.
-        dependence: 0 treats levels as independent at a position, 1 as agreeing as much as the pairs allow.
+        dependence: 0 treats levels as independent at a position, as far as the stored pairs allow that; 1 as agreeing
+            as much as they allow. What a verifier does with a lookup's token is known exactly and used unless it is 0.
 
     Raises:
         ConfigError: impossible numbers, arrays of unequal length in one reply, a plan's level without costs.
@@ -128,7 +131,8 @@ def _checked(number: int, reply: Mapping[tuple[str, str], NDArray[np.floating]])
     if len({array.shape for array in arrays.values()}) > 1 or any(array.ndim != 1 for array in arrays.values()):
         raise ConfigError(f"The pairs of stored reply {number} have arrays of unequal length.", "Score it again.")
     for (draft, verifier), array in arrays.items():
-        if not ((array >= 0) & (array <= 1)).all():  # False for NaN as well
+        nothing = np.isnan(array) & (draft == LOOKUP)
+        if not (((array >= 0) & (array <= 1)) | nothing).all():
             raise ConfigError(
                 f"Stored reply {number} has an acceptance {draft} → {verifier} outside 0 to 1.", "Score it again."
             )
@@ -183,13 +187,18 @@ def _walk(case: _Case, pieces: NDArray[np.intp]) -> tuple[Floats, Floats, Floats
     need = span + 2 * sum(thresholds) + len(names)  # no block, nor what lies under it, reaches further
     where = [(i, (at + np.arange(need)) % length[i]) for i, at in pieces]
 
-    def accept(draft: str, verifier: str) -> Floats | None:
+    def stored(draft: str, verifier: str) -> Floats | None:
         known = all((draft, verifier) in replies[i] for i, _ in where)
         return np.stack([replies[i][draft, verifier][at] for i, at in where]) if known else None
 
-    rate = accept(names[0], names[1])
-    assert rate is not None
-    block = _first(thresholds[0], float(table.width_ms[rows[0], 1]), rate)
+    def accept(draft: str, verifier: str) -> Floats | None:
+        found = stored(draft, verifier)
+        return None if found is None else np.nan_to_num(found, nan=0.0)
+
+    proposed = stored(names[0], names[1])
+    assert proposed is not None
+    rate = np.nan_to_num(proposed, nan=0.0)
+    block = _first(thresholds[0], float(table.width_ms[rows[0], 1]), rate, np.isnan(proposed))
     for i in range(1, len(names) - 1):
         up = accept(names[i], names[i + 1])
         assert up is not None
@@ -224,7 +233,8 @@ class _Block:
     ms: Floats
 
 
-def _first(threshold: int, step_ms: float, rate: Floats) -> _Block:
+def _first(threshold: int, step_ms: float, rate: Floats, nothing: NDArray[np.bool_]) -> _Block:
+    """Blocks of the cheapest level: as long as its threshold, or empty where it has nothing to propose."""
     positions = rate.shape[1] - threshold
     run = np.ones((len(rate), positions, threshold + 1))  # [.., n]: the first n tokens are accepted
     for n in range(threshold):
@@ -234,6 +244,9 @@ def _first(threshold: int, step_ms: float, rate: Floats) -> _Block:
     length, all_kept = np.zeros_like(run), np.zeros_like(run)
     length[:, :, -1] = 1.0
     all_kept[:, :, -1] = run[:, :, -1]
+    empty = nothing[:, :positions]
+    length[empty] = all_kept[empty] = np.arange(threshold + 1) == 0
+    refused[empty] = 0.0
     return _Block(length, refused, all_kept, np.full(run.shape[:2], threshold * step_ms))
 
 

@@ -1,5 +1,7 @@
 """One model with its cache: extend, rewind, logits of the last positions, measured cost."""
 
+from typing import Any
+
 from hsd.runtime.base import MAX_WIDTH, PREFILL_WIDTH, KVCache, LanguageModel
 from hsd.runtime.fallback import TransformersModel
 from hsd.runtime.lean import LeanModel
@@ -19,12 +21,9 @@ __all__ = [
 ]
 
 
-def wrap(name: str, model: object, context: int) -> LanguageModel:
+def wrap(name: str, model: Any, context: int) -> LanguageModel:
     """The fastest means there is for a loaded transformers model: lean where its shape allows, else its own forward."""
-    from torch import nn
-
     from hsd.runtime import lean
 
-    assert isinstance(model, nn.Module)
     model.eval()
     return LeanModel(name, model, context) if lean.refusal(model) is None else TransformersModel(name, model, context)

@@ -7,7 +7,7 @@ Above this package nothing knows how a step is computed. Three things implement 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -27,6 +27,10 @@ class KVCache(Protocol):
 
     @property
     def nbytes(self) -> int: ...
+
+    def copy(self, length: int) -> KVCache:
+        """A cache of its own that holds the first `length` tokens; none where this one cannot be cut."""
+        ...
 
     def rewind(self, length: int) -> None:
         """Keeps the first `length` tokens, `0 <= length <= self.length`.
@@ -59,12 +63,12 @@ class LanguageModel(Protocol):
 
     def new_cache(self) -> KVCache: ...
 
-    def forward(self, ids: Sequence[int], cache: KVCache, last: int) -> Tensor:
+    def forward(self, ids: Sequence[int], cache: Any, last: int) -> Tensor:
         """Reads `ids` behind what the cache holds and extends the cache by them.
 
         Args:
             ids: at least one token id.
-            cache: one of this model's own.
+            cache: one of this model's own, from `new_cache`.
             last: for how many of the last positions logits are wanted, `0 <= last <= len(ids)`.
 
         Returns:

@@ -1,4 +1,4 @@
-"""What a pass costs: measured by width and context, refreshed by the passes of every reply, never smoothed over widths."""
+"""What a pass costs: measured by width and context, refreshed by every reply, never smoothed over widths."""
 
 from __future__ import annotations
 
@@ -112,7 +112,6 @@ class StepCosts:
     def rows(self) -> list[tuple[int, int, Cost]]:
         """(bucket, width, cost) of everything measured, for storing."""
         return [(at, width, _summary(s)) for (at, width), s in sorted(self._samples.items()) if s]
-
 
 
 def _summary(samples: Sequence[float] | deque[float]) -> Cost:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 
 class TransformersCache:
@@ -23,6 +24,13 @@ class TransformersCache:
         layers = getattr(self.state, "layers", None) or []
         tensors = [t for layer in layers for t in (getattr(layer, "keys", None), getattr(layer, "values", None))]
         return sum(t.numel() * t.element_size() for t in tensors if isinstance(t, Tensor))
+
+    def copy(self, length: int) -> TransformersCache:
+        new = TransformersCache(self._cuttable)
+        if self._cuttable and length:
+            new.state, new.length = copy.deepcopy(self.state), self.length
+            new.rewind(length)
+        return new
 
     def rewind(self, length: int) -> None:
         if length == self.length:
@@ -46,7 +54,7 @@ class TransformersModel:
 
     kind = "transformers"
 
-    def __init__(self, name: str, model: nn.Module, context: int) -> None:
+    def __init__(self, name: str, model: Any, context: int) -> None:
         self.name = name
         self.context = context
         self.device = model.get_input_embeddings().weight.device

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +21,7 @@ _FIXED_ROPES = ("default", "linear", "llama3", "yarn")  # tables that do not cha
 _CACHE_STEP = 256  # tokens by which a cache grows at least
 
 
-def refusal(model: nn.Module) -> str | None:
+def refusal(model: Any) -> str | None:
     """Why this model cannot run lean, in words; None if it can."""
     name = type(model).__name__
     if name not in _SHAPES:
@@ -56,6 +57,15 @@ class LeanCache:
 
     def rewind(self, length: int) -> None:
         self.length = length
+
+    def copy(self, length: int) -> LeanCache:
+        layers, heads, _, head_dim = self.keys.shape
+        new = LeanCache(layers, heads, head_dim, self._context, self.keys)
+        new.reserve(length)
+        new.keys[:, :, :length] = self.keys[:, :, :length]
+        new.values[:, :, :length] = self.values[:, :, :length]
+        new.length = length
+        return new
 
     def reserve(self, length: int) -> None:
         """Makes room for `length` tokens, doubling so that growth costs amortised constant time per token."""
@@ -97,7 +107,7 @@ class LeanModel:
     kind = "lean"
     cuttable = True
 
-    def __init__(self, name: str, model: nn.Module, context: int) -> None:
+    def __init__(self, name: str, model: Any, context: int) -> None:
         config = model.config
         self.name = name
         self.vocab = model.lm_head.out_features
@@ -188,7 +198,7 @@ class LeanModel:
         full = torch.full((width, width), -torch.inf, dtype=self._attention_dtype, device=self.device)
         return full.triu_(1)
 
-    def _rope_tables(self, rotary: nn.Module) -> tuple[Tensor, Tensor]:
+    def _rope_tables(self, rotary: Any) -> tuple[Tensor, Tensor]:
         """Cosine and signed sine of every position, `(context, 1, head_dim)`, from the model's own module."""
         places = torch.arange(self.context, device=self.device).unsqueeze(0)
         like = torch.empty(0, dtype=self._embedding.dtype, device=self.device)
@@ -197,10 +207,10 @@ class LeanModel:
             cos, sin = rotary(like, places)
         sin = sin.clone()
         sin[..., : self._head_dim // 2] *= -1
-        return tuple(t[0].unsqueeze(1).to(self._attention_dtype) for t in (cos, sin))  # type: ignore[return-value]
+        return cos[0].unsqueeze(1).to(self._attention_dtype), sin[0].unsqueeze(1).to(self._attention_dtype)
 
 
-def _layer(module: nn.Module) -> _Layer:
+def _layer(module: Any) -> _Layer:
     attention, mlp = module.self_attn, module.mlp
     return _Layer(
         input_norm=module.input_layernorm.weight,
@@ -214,7 +224,7 @@ def _layer(module: nn.Module) -> _Layer:
     )
 
 
-def _product(modules: list[nn.Module]) -> Callable[[Tensor], Tensor]:
+def _product(modules: list[Any]) -> Callable[[Tensor], Tensor]:
     """The modules' products side by side: one matrix where they are plain linears, else (quantized) one by one."""
     if any(type(m) is not nn.Linear for m in modules):
         if len(modules) == 1:
@@ -230,7 +240,7 @@ def _product(modules: list[nn.Module]) -> Callable[[Tensor], Tensor]:
 
 
 @torch.no_grad()
-def _fuse(modules: list[nn.Module], name: str) -> Tensor:
+def _fuse(modules: list[Any], name: str) -> Tensor:
     """One tensor of all; the modules' own parameters become views of it."""
     fused = torch.cat([getattr(m, name) for m in modules]).detach()
     begin = 0

@@ -63,15 +63,23 @@ class Reader:
         self.cache = cache
         self.meter = Meter(model.device)
 
+    def __len__(self) -> int:
+        """Leading tokens of the sequence that the cache holds."""
+        return self.cache.length
+
     @property
     def length(self) -> int:
-        """Leading tokens of the sequence that the cache holds."""
+        """The same as `len`."""
         return self.cache.length
 
     def rewind(self, length: int) -> None:
         """Forgets everything behind the first `length` tokens; does nothing where less is held."""
         if length < self.cache.length:
             self.cache.rewind(length)
+
+    def copy(self, length: int) -> Reader:
+        """A reader with a cache of its own that holds at most the first `length` tokens."""
+        return Reader(self.model, self.cache.copy(min(length, self.cache.length)))
 
     def read(self, sequence: Sequence[int], last: int, widest: int = MAX_WIDTH) -> Tensor:
         """Extends the cache to the end of the sequence.

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from hsd.errors import ConfigError
 from hsd.stats.records import ReplyRecord, SwitchRecord, temperature_bucket
+from hsd.types import LOOKUP
 
 Pair = tuple[str, str]
 
@@ -62,7 +63,8 @@ def level_rows(reply_id: int, record: ReplyRecord) -> list[dict[str, Any]]:
 def checked_overlaps(pair: Pair, values: NDArray[np.floating]) -> NDArray[np.float64]:
     """Overlaps within 0 to 1. Raises ConfigError if they are further outside than float error."""
     array = np.asarray(values, dtype=np.float64)
-    if array.ndim != 1 or not ((array >= -1e-3) & (array <= 1 + 1e-3)).all():  # False for NaN as well
+    nothing = np.isnan(array) & (pair[0] == LOOKUP)
+    if array.ndim != 1 or not (((array >= -1e-3) & (array <= 1 + 1e-3)) | nothing).all():
         raise ConfigError(
             f"The overlaps of {pair[0]} → {pair[1]} are not numbers from 0 to 1.",
             "Give one number per scored position.",

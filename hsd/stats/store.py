@@ -25,7 +25,7 @@ from hsd.stats.rows import Pair, checked_overlaps, level_rows, reply_row, switch
 from hsd.stats.schema import TABLES
 from hsd.stats.summary import summarize
 
-SCORED_REPLIES = 2_000
+SCORED_REPLIES = 1_000
 """Newest scored replies that an acceptance looks at: older ones weigh nothing at any sensible half-life."""
 
 CHECK_SIZE_EVERY = 32
@@ -88,7 +88,8 @@ class Stats:
 
         Args:
             reply_id: from `record_reply`. A reply that is no longer stored is skipped.
-            overlaps: (draft, verifier) -> [positions] `sum_x min(p_draft(x), p_verifier(x))`, 0 to 1.
+            overlaps: (draft, verifier) -> [positions] `sum_x min(p_draft(x), p_verifier(x))`, 0 to 1; NaN where a
+                lookup had nothing to propose, which counts as 0 in `acceptances`.
 
         Returns:
             Whether something was stored.
@@ -104,7 +105,7 @@ class Stats:
                 return False
             for (draft, verifier), array in arrays.items():
                 key = {"reply_id": reply_id, "draft": draft, "verifier": verifier}
-                sums = {"overlap_sum": float(array.sum()), "overlap_square_sum": float((array**2).sum())}
+                sums = {"overlap_sum": float(np.nansum(array)), "overlap_square_sum": float(np.nansum(array**2))}
                 db.table("scores").insert({**key, "positions": array.size, **sums}, replace=True)
                 db.table("positions").insert({**key, "overlaps": array.astype("<f2").tobytes()}, replace=True)
             retention.prune_positions(db, found[0], self._keep)

@@ -1,0 +1,1 @@
+"""Benchmarks: every figure that the project states is printed by something in here."""

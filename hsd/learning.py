@@ -1,0 +1,93 @@
+"""Idle work: which finished replies are scored, and how much time that may take."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from hsd import scoring
+from hsd.conversations import Conversation
+from hsd.generation import Request
+from hsd.planner import Planner
+from hsd.sampling import Sampler
+from hsd.stats import Stats
+
+_SHARE = 0.05  # of the time of the replies, once the numbers are sure
+_WAITING = 8  # finished replies that wait; older ones are let go
+
+
+@dataclass(frozen=True, slots=True)
+class Scorable:
+    """A finished reply that can be scored as long as its conversation holds its text.
+
+    Args:
+        conversation: whose caches hold it.
+        tokens: prompt and reply.
+        request: what was asked.
+        sampler: the reply's own.
+        reply_id: its row in the statistics.
+    """
+
+    conversation: Conversation
+    tokens: tuple[int, ...]
+    request: Request
+    sampler: Sampler
+    reply_id: int
+
+
+class Learner:
+    """Scores finished replies while nobody waits.
+
+    Args:
+        planner: says whether the numbers are sure already.
+        stats: takes the scores.
+        names: the family's models, cheapest first.
+    """
+
+    def __init__(self, planner: Planner, stats: Stats, names: Sequence[str]) -> None:
+        self._planner = planner
+        self._stats = stats
+        self._names = list(names)
+        self._waiting: deque[Scorable] = deque(maxlen=_WAITING)
+        self._reply_seconds = self._own_seconds = 0.0
+
+    def replied(self, seconds: float) -> None:
+        """A reply took this long; a share of it may be spent here."""
+        self._reply_seconds += seconds
+
+    def add(self, reply: Scorable) -> None:
+        """Remembers a reply for later."""
+        self._waiting.append(reply)
+
+    def clear(self) -> None:
+        """Forgets what waits."""
+        self._waiting.clear()
+
+    def run(self, should_stop: Callable[[], bool]) -> bool:
+        """Scores what waits, newest first; whether anything was scored. `should_stop` is asked before every pass."""
+        scored = False
+        while self._waiting and not should_stop() and self._may(self._waiting[-1]):
+            scored = self._score(self._waiting.pop(), should_stop) or scored
+        return scored
+
+    def _may(self, reply: Scorable) -> bool:
+        """A small share of the replies' time; until the numbers are sure, as much as it takes."""
+        estimates = self._planner.acceptances(reply.request.params.temperature).values()
+        sure = bool(estimates) and all(e.sure for e in estimates)
+        return not sure or self._own_seconds <= _SHARE * self._reply_seconds
+
+    def _score(self, reply: Scorable, should_stop: Callable[[], bool]) -> bool:
+        tokens = list(reply.tokens)
+        if reply.conversation.shared(tokens) < len(tokens):
+            return False  # edited or regenerated since: its caches hold another text
+        begun = time.perf_counter()
+        overlaps = scoring.score(
+            reply.conversation, self._names, tokens, len(reply.request.prompt), reply.sampler, should_stop
+        )
+        self._own_seconds += time.perf_counter() - begun
+        if overlaps is None:
+            self._waiting.append(reply)
+            return False
+        return self._stats.record_scores(reply.reply_id, overlaps)

@@ -1,0 +1,153 @@
+"""A family in memory: which models may stand together, and what is known about them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from hsd.config import Family, ModelSpec
+from hsd.errors import ConfigError
+from hsd.prompts import Tokenizer
+from hsd.runtime import LanguageModel, wrap
+from hsd.types import LOOKUP, Dropped
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A family in memory.
+
+    Args:
+        family: what it was made from.
+        models: name -> model, cheapest first, the target last.
+        tokenizer: the family's tokenizer.
+        vocab: token ids that may appear, 0 to vocab - 1.
+        end_ids: tokens that end a reply.
+        parameters: name -> number of parameters.
+        stored: name -> how its weights are stored ("nf4", "int8", or the dtype).
+        dropped: drafts that were left out.
+        notes: sentences a person should know.
+    """
+
+    family: Family
+    models: Mapping[str, LanguageModel]
+    tokenizer: Tokenizer
+    vocab: int
+    end_ids: tuple[int, ...]
+    parameters: Mapping[str, int]
+    stored: Mapping[str, str] = field(default_factory=dict)
+    dropped: tuple[Dropped, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def in_memory(
+    models: Mapping[str, Any], target: str | None, context: int | None, overflow: str
+) -> tuple[Family, dict[str, Any]]:
+    """A family for models that a program holds, and the models in its order, the target last.
+
+    Raises:
+        ConfigError: no models, a target that is not among them, or an unknown way to overflow.
+    """
+    if not models:
+        raise ConfigError("There are no models.", "Give at least one.")
+    target = target or list(models)[-1]
+    if target not in models:
+        raise ConfigError(f"The target '{target}' is not among the models: {', '.join(models)}.")
+    if overflow not in ("refuse", "drop"):
+        raise ConfigError(f"overflow={overflow!r} is not known.", "Use 'refuse' or 'drop'.")
+    ordered = {**{n: m for n, m in models.items() if n != target}, target: models[target]}
+    longest = _positions(models[target])
+    family = Family(
+        name="models",
+        models=tuple(ModelSpec(name, path=name) for name in ordered),
+        target=target,
+        context=min(context or min(longest, 4096), longest),
+        overflow="drop" if overflow == "drop" else "refuse",
+    )
+    return family, ordered
+
+
+def assemble(
+    family: Family,
+    models: Mapping[str, Any],
+    tokenizer: Tokenizer,
+    stored: Mapping[str, str] | None = None,
+    dropped: Sequence[Dropped] = (),
+) -> Loaded:
+    """A family of transformers models that are in memory, the target last; drafts that do not fit are left out.
+
+    Raises:
+        LoadError: the target cannot be used.
+    """
+    out = list(dropped)
+    vocab = max(tokenizer.get_vocab().values()) + 1
+    *drafts, target = models
+    context = min([family.context, *(_positions(models[name]) for name in (target,))])
+    wrapped = {target: wrap(target, models[target], context)}
+    # The target's own rows bound the vocabulary: what it cannot emit, no reply holds.
+    vocab = min(vocab, wrapped[target].vocab)
+    notes = _notes(family, context, wrapped[target])
+    for name in drafts:
+        reason = _unusable(name, models[name], context, vocab)
+        if reason is None:
+            model = wrap(name, models[name], context)
+            if model.cuttable:
+                wrapped[name] = model
+                continue
+            reason = "its cache cannot be cut back after a rejection (a recurrent or hybrid model)"
+        out.append(Dropped(name, f"Left out: {reason}."))
+    order = [n for n in models if n in wrapped]
+    return Loaded(
+        family=family,
+        models={name: wrapped[name] for name in order},
+        tokenizer=tokenizer,
+        vocab=vocab,
+        end_ids=_end_ids(models[target], tokenizer),
+        parameters={name: _parameters(models[name]) for name in order},
+        stored={name: (stored or {}).get(name, wrapped[name].dtype) for name in order},
+        dropped=tuple(out),
+        notes=notes,
+    )
+
+
+def _notes(family: Family, context: int, target: LanguageModel) -> tuple[str, ...]:
+    notes = []
+    if context < family.context:
+        notes.append(f"The context is {context} tokens: '{target.name}' was not made for {family.context}.")
+    if not target.cuttable:
+        notes.append(
+            f"'{target.name}' decodes plainly: its cache cannot be cut back after a rejection, so drafts cannot help."
+        )
+    return tuple(notes)
+
+
+def _unusable(name: str, model: Any, context: int, vocab: int) -> str | None:
+    """Why a draft cannot stand under the target, in words; None if it can."""
+    if name == LOOKUP:
+        return "the name 'lookup' is taken by the level without a model"
+    rows = model.get_output_embeddings().weight.shape[0]
+    if rows < vocab:
+        return f"it knows {rows} tokens, the target {vocab}; the vocabularies differ"
+    if _positions(model) < context:
+        return f"it was made for {_positions(model)} positions, the family's context is {context}"
+    return None
+
+
+def _positions(model: Any) -> int:
+    """Longest sequence that a model was made for; very many where its configuration sets no bound."""
+    return int(getattr(model.config, "max_position_embeddings", None) or 1 << 30)
+
+
+def _parameters(model: Any) -> int:
+    # bitsandbytes packs two 4-bit weights into a byte; transformers knows how to count them.
+    return (
+        int(model.num_parameters()) if hasattr(model, "num_parameters") else sum(p.numel() for p in model.parameters())
+    )
+
+
+def _end_ids(model: Any, tokenizer: Any) -> tuple[int, ...]:
+    ends: set[int] = set()
+    for source in (getattr(model, "generation_config", None), model.config, tokenizer):
+        value = getattr(source, "eos_token_id", None)
+        ends.update(value if isinstance(value, list | tuple) else [] if value is None else [value])
+    return tuple(sorted(ends))

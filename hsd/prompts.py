@@ -1,0 +1,181 @@
+"""Conversations to token ids: replies as the ids that were generated, the whole fitted to the context."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+from hsd.errors import PromptError
+
+Message = Mapping[str, Any]
+Prompt = str | Sequence[Message] | Sequence[int]
+
+
+class Tokenizer(Protocol):
+    """The part of a transformers tokenizer that the engine uses."""
+
+    chat_template: Any
+    all_special_ids: list[int]
+
+    def encode(self, text: str, add_special_tokens: bool = ...) -> list[int]: ...
+    def decode(self, token_ids: Any, skip_special_tokens: bool = ...) -> Any: ...
+    def get_vocab(self) -> dict[str, int]: ...
+    def apply_chat_template(
+        self, conversation: Any, tokenize: bool = ..., add_generation_prompt: bool = ...
+    ) -> Any: ...
+
+
+class Prompts:
+    """Builds the token ids of prompts, and remembers what replies were generated as.
+
+    A reply's text need not tokenize to the ids that produced it. So that a conversation's next prompt begins with
+    what the caches hold, replies are put back as the ids that were generated.
+
+    Args:
+        tokenizer: the family's tokenizer.
+        vocab: token ids that may appear, 0 to vocab - 1.
+        system: text of the system message for conversations without one; empty for none.
+        remember: how many replies to keep.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, vocab: int, system: str = "", remember: int = 512) -> None:
+        self._tokenizer = tokenizer
+        self._vocab = vocab
+        self._system = system
+        self._remember = remember
+        self._replies: dict[str, tuple[int, ...]] = {}
+
+    def note(self, text: str, ids: Sequence[int]) -> None:
+        """Remembers that a reply's text was generated as these ids."""
+        self._replies.pop(text, None)
+        self._replies[text] = tuple(ids)
+        while len(self._replies) > self._remember:
+            del self._replies[next(iter(self._replies))]
+
+    def build(self, messages: Sequence[Message]) -> list[int]:
+        """Token ids of a conversation, up to where the assistant's reply begins.
+
+        Args:
+            messages: role and content each; an assistant's may carry the "token_ids" it was generated as.
+
+        Raises:
+            PromptError: no text in it, a malformed message, or the chat template refuses it.
+        """
+        messages = self._checked(messages)
+        if self._tokenizer.chat_template is None:
+            return self._encode("\n".join(m["content"] for m in messages), add_special_tokens=True)
+        if self._system and messages[0]["role"] != "system":
+            messages = [{"role": "system", "content": self._system}, *messages]
+        text = self._render(messages, True)
+        return self._splice(text, messages)
+
+    def fit(self, prompt: Prompt, context: int, max_tokens: int, drop: bool) -> tuple[list[int], int]:
+        """Token ids of what is asked, and how many of the oldest turns were left out to make it fit.
+
+        Args:
+            prompt: a conversation, one user message as text, or token ids.
+            context: longest prompt and reply together, in tokens.
+            max_tokens: wanted for the reply; where turns are dropped, up to a quarter of the context is kept free.
+            drop: leave the oldest turns out instead of refusing.
+
+        Raises:
+            PromptError: nothing is asked, an id is out of range, or it does not fit.
+        """
+        dropped = 0
+        if isinstance(prompt, str):
+            prompt = [{"role": "user", "content": prompt}]
+        if prompt and all(isinstance(m, int) for m in prompt):
+            ids = self._ids_in_range(prompt)  # type: ignore[arg-type]
+        else:
+            turns: list[Any] = list(prompt)
+            ids = self.build(turns)
+            room = context - min(max_tokens, context // 4)
+            while drop and len(ids) > room and (shorter := _without_oldest_turn(turns)):
+                turns, dropped = shorter, dropped + 1
+                ids = self.build(turns)
+        if not ids:
+            raise PromptError("The prompt is empty.", "Write something first.")
+        if len(ids) >= context:
+            raise PromptError(
+                f"The conversation has {len(ids)} tokens, and the context holds {context} with the reply.",
+                "Shorten the message or begin a new chat.",
+            )
+        return ids, dropped
+
+    def _ids_in_range(self, prompt: Sequence[int]) -> list[int]:
+        wrong = next((i for i in prompt if not 0 <= i < self._vocab), None)
+        if wrong is not None:
+            raise PromptError(f"The prompt holds token id {wrong}.", f"The vocabulary has ids 0 to {self._vocab - 1}.")
+        return [int(i) for i in prompt]
+
+    def _splice(self, text: str, messages: Sequence[Message]) -> list[int]:
+        """Tokenizes the rendered text, with the remembered ids in the place of the replies that stand in it verbatim.
+
+        Where a template leaves part of a reply out (the thinking of earlier turns), its text is tokenized anew, and
+        reading restarts there.
+        """
+        ids: list[int] = []
+        done = 0
+        for at, message in enumerate(messages):
+            known = self._ids_of(message) if message["role"] == "assistant" else None
+            if not known:
+                continue
+            before = self._render(messages[:at], True)
+            begin = len(before)
+            if begin < done or not text.startswith(before) or not text.startswith(message["content"], begin):
+                continue
+            ids += self._encode(text[done:begin], add_special_tokens=False)
+            ids += known
+            done = begin + len(message["content"])
+        return ids + self._encode(text[done:], add_special_tokens=False)
+
+    def _ids_of(self, message: Message) -> list[int] | None:
+        given = message.get("token_ids")
+        content = message["content"]
+        if given and self._tokenizer.decode(list(given), skip_special_tokens=True) == content:
+            ids = list(given)
+        else:
+            ids = list(self._replies.get(content, ()))
+        # The end token belongs to the template's text behind the reply, which is tokenized with it.
+        special = set(self._tokenizer.all_special_ids)
+        while ids and ids[-1] in special:
+            ids.pop()
+        return ids
+
+    def _render(self, messages: Sequence[Message], reply_follows: bool) -> str:
+        plain = [{"role": m["role"], "content": m["content"]} for m in messages]
+        try:
+            return self._tokenizer.apply_chat_template(plain, tokenize=False, add_generation_prompt=reply_follows)
+        except Exception as error:  # templates are programs that come with models: they may raise anything
+            said = (str(error).strip() or repr(error)).splitlines()[0]
+            raise PromptError(
+                f"The model's chat template refuses this conversation: {said}.",
+                "Let user and assistant take turns, and check the system message.",
+            ) from error
+
+    def _encode(self, text: str, add_special_tokens: bool) -> list[int]:
+        return list(self._tokenizer.encode(text, add_special_tokens=add_special_tokens)) if text else []
+
+    @staticmethod
+    def _checked(messages: Sequence[Message]) -> list[Message]:
+        if not messages:
+            raise PromptError("There is no message to answer.", "Send at least one message.")
+        for message in messages:
+            role = message.get("role") if isinstance(message, Mapping) else None
+            content = message.get("content") if isinstance(message, Mapping) else None
+            if not isinstance(role, str) or not isinstance(content, str):
+                raise PromptError(
+                    "A message is not of the form {'role': …, 'content': …} with texts in both.",
+                    "Roles are 'system', 'user' and 'assistant'.",
+                )
+        if not str(messages[-1]["content"]).strip() and messages[-1]["role"] == "user":
+            raise PromptError("The message is empty.", "Write something first.")
+        return list(messages)
+
+
+def _without_oldest_turn(messages: Sequence[Message]) -> list[Message] | None:
+    """The conversation without its oldest question and answer; None if only the last message is left."""
+    head = [m for m in messages[:1] if m["role"] == "system"]
+    rest = list(messages[len(head) :])
+    following = next((i for i, m in enumerate(rest) if i > 0 and m["role"] == "user"), None)
+    return None if following is None else [*head, *rest[following:]]

@@ -1,0 +1,402 @@
+"""The engine as a program uses it: caches and their accounting, control, bad input."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+
+import models as tiny
+import pytest
+import torch
+
+import hsd
+from hsd import Finished, SamplingParams, Started, Tokens
+
+GREEDY = SamplingParams(temperature=0, max_tokens=24)
+
+
+def engine(count: int = 4, noise: float = 0.03, **options) -> hsd.Engine:
+    return hsd.Engine.from_models(tiny.related(count=count, noise=noise), tiny.ByteTokenizer(), **options)
+
+
+def passes(one: hsd.Engine) -> dict[str, list[tuple[int, int]]]:
+    """Counts every forward behind the seam: name -> (width, cached before)."""
+    seen: dict[str, list[tuple[int, int]]] = {}
+    for name, model in one._models.items():
+
+        def counted(ids, cache, last, name=name, forward=model.forward):
+            seen.setdefault(name, []).append((len(ids), cache.length))
+            return forward(ids, cache, last)
+
+        model.forward = counted
+    return seen
+
+
+def fail(model, after: int, error: Exception | None) -> None:
+    """From now on a model's forward fails after some passes, or gives NaN; `del model.forward` mends it."""
+    left = iter(range(after))
+
+    def forward(ids, cache, last, sound=model.forward):
+        logits = sound(ids, cache, last)
+        if next(left, None) is not None:
+            return logits
+        if error:
+            raise error
+        return torch.full_like(logits, float("nan"))
+
+    model.forward = forward
+
+
+# --- accounting
+
+
+def test_forwards_and_widths_are_what_the_design_says():
+    """Round by round: the draft reads one token a pass (two after full acceptance), the target block plus one."""
+    one = engine(count=2)
+    one.generate([9], GREEDY, plan="big")  # measures a plain step for the baseline
+    seen, draft = passes(one), "medium"
+    reply = one.generate([1, 2, 3, 4, 5], GREEDY, plan="medium:3>big")
+    target_widths = [w for w, _ in seen["big"]]
+    assert target_widths[0] == 4  # the prompt but its last token
+    # Three drafted tokens and the one before them, until the length limit shortens the block.
+    assert [w for w, _ in seen["big"][1:]] == [min(4, 5 + GREEDY.max_tokens - 1 - held) for _, held in seen["big"][1:]]
+    assert reply.stats.target_passes == len(target_widths) - 1
+    assert all(w in (1, 2) for w, _ in seen[draft][1:])
+    levels = {level.name: level for level in reply.stats.levels}
+    assert levels[draft].passes == len(seen[draft]) - 1 == levels[draft].proposed
+    accepted = levels[draft].accepted
+    assert reply.stats.tokens <= accepted + reply.stats.target_passes <= reply.stats.tokens + 1
+
+
+def test_a_level_is_read_once_also_across_turns():
+    """Over a conversation every level reads every token once, but for at most two old ones a turn."""
+    one = engine()
+    seen = passes(one)
+    messages = [{"role": "user", "content": "hello"}]
+    for turn in range(4):
+        seen.clear()
+        old = len(one._conversations._held[0].tokens) if turn else 0
+        reply = one.generate(messages, GREEDY, plan="tiny:2>medium:4>big")
+        assert reply.stats.reused_tokens >= old - 2
+        for name in ("tiny", "medium", "big"):
+            begin = seen[name][0][1]
+            assert begin >= old - 3, f"{name} read {old - begin} old tokens again"
+        messages += [{"role": "assistant", "content": reply.text}, {"role": "user", "content": f"turn {turn}"}]
+
+
+def test_an_edited_history_is_read_from_the_edit_on():
+    one = engine(count=2)
+    prompt = list(range(60))
+    one.generate(prompt, GREEDY, plan="medium:2>big")
+    seen = passes(one)
+    reply = one.generate([*prompt[:40], 99, 98, *prompt[42:]], GREEDY, plan="medium:2>big")
+    assert reply.stats.reused_tokens == 40 and seen["big"][0] == (19, 40)
+    fresh = engine(count=2).generate([*prompt[:40], 99, 98, *prompt[42:]], GREEDY, plan="big")
+    assert reply.token_ids == fresh.token_ids
+
+
+def test_plans_can_change_from_turn_to_turn_on_the_same_caches():
+    one, messages, ids = engine(), [{"role": "user", "content": "abc"}], []
+    plain, plain_messages = engine(), [{"role": "user", "content": "abc"}]
+    for plan in ("tiny:3>big", "lookup:2>medium:3>big", "big", "tiny:1>small:2>medium:3>big"):
+        for one_engine, talk, chosen in ((one, messages, plan), (plain, plain_messages, "big")):
+            reply = one_engine.generate(talk, GREEDY, plan=chosen)
+            ids.append(reply.token_ids)
+            talk += [{"role": "assistant", "content": reply.text}, {"role": "user", "content": "more"}]
+        assert ids[-1] == ids[-2]
+
+
+def test_several_conversations_are_held_within_the_memory_budget():
+    one = engine(count=2)
+    a, b = [1] * 50, [2] * 50
+    first = one.generate(a, GREEDY, plan="medium:2>big")
+    one.generate(b, GREEDY, plan="medium:2>big")
+    assert one.generate(a, GREEDY, plan="medium:2>big").stats.reused_tokens >= 49
+    tight = engine(count=2, cache_bytes=1)
+    tight.generate(a, GREEDY, plan="medium:2>big")
+    tight.generate(b, GREEDY, plan="medium:2>big")
+    assert len(tight._conversations) == 1
+    again = tight.generate(a, GREEDY, plan="medium:2>big")
+    assert again.stats.reused_tokens == 0 and again.token_ids == first.token_ids
+
+
+def test_the_context_is_refused_or_shortened_as_the_person_chose():
+    talk = [{"role": "user", "content": "x" * 60}, {"role": "assistant", "content": "y" * 30}] * 3
+    talk.append({"role": "user", "content": "last"})
+    with pytest.raises(hsd.PromptError, match=r"\d+ tokens, and the context holds 128"):
+        engine(count=2, context=128).generate(talk, GREEDY)
+    dropping = engine(count=2, context=128, overflow="drop")
+    events = list(dropping.stream(talk, GREEDY, plan="big"))
+    assert isinstance(events[0], Started) and events[0].dropped_turns == 2
+    with pytest.raises(hsd.PromptError, match="context holds"):
+        dropping.generate("z" * 500, GREEDY)
+
+
+def test_a_reply_ends_where_the_context_does():
+    one = engine(count=2, context=40)
+    reply = one.generate([1] * 30, SamplingParams(temperature=0, max_tokens=100), plan="medium:4>big")
+    assert reply.finish_reason == "length" and reply.stats.tokens == 10
+
+
+# --- events, seeds, control
+
+
+def test_events_come_per_round_and_add_up_to_the_reply():
+    events = list(engine().stream("hello", SamplingParams(temperature=1, seed=5, max_tokens=50), plan="tiny:2>big"))
+    assert isinstance(events[0], Started) and isinstance(events[-1], Finished)
+    reply, tokens = events[-1].reply, [e for e in events if isinstance(e, Tokens)]
+    assert "".join(e.text for e in tokens) == reply.text
+    assert tuple(i for e in tokens for i in e.ids) == reply.token_ids
+    assert tuple(p for e in tokens for p in e.provenance) == reply.stats.provenance
+    assert sum(bool(e.ids) for e in tokens) == reply.stats.target_passes
+    json.dumps(list(reply.token_ids))
+
+
+@pytest.mark.parametrize("rule", ["block", "token"])
+def test_a_seed_reproduces_a_reply_whatever_the_caches_hold(rule):
+    one, params = engine(), SamplingParams(temperature=1.0, seed=7, max_tokens=40)
+    first = one.generate("hello", params, plan="lookup:2>tiny:2>medium:3>big", verification=rule)
+    one.generate("something else", params, plan="big")
+    again = one.generate("hello", params, plan="lookup:2>tiny:2>medium:3>big", verification=rule)
+    other = one.generate("hello", SamplingParams(temperature=1.0, seed=8, max_tokens=40), plan="tiny:2>big")
+    assert first.token_ids == again.token_ids != other.token_ids
+    assert first.seed == 7 and other.stats.verification == "block"
+
+
+def test_a_cancelled_reply_stops_within_a_round_and_leaves_the_caches_good():
+    one, cancel = engine(), threading.Event()
+    params = SamplingParams(temperature=0, max_tokens=400)
+    rounds = 0
+    for event in one.stream("hello", params, plan="tiny:2>big", cancel=cancel):
+        rounds += isinstance(event, Tokens) and bool(event.ids)
+        if rounds == 3:
+            cancel.set()
+        if isinstance(event, Finished):
+            assert event.reply.finish_reason == "cancelled" and event.reply.stats.target_passes == 3
+            part = event.reply.token_ids
+    whole = one.generate("hello", params, plan="tiny:2>big")
+    assert whole.token_ids[: len(part)] == part == engine().generate("hello", params, plan="big").token_ids[: len(part)]
+
+
+def test_closing_a_stream_frees_the_engine_at_once():
+    one = engine()
+    stream = one.stream("hello", SamplingParams(temperature=0, max_tokens=400), plan="tiny:2>big")
+    next(stream), next(stream)
+    stream.close()
+    assert (
+        one.generate("hello", GREEDY, plan="big").token_ids == engine().generate("hello", GREEDY, plan="big").token_ids
+    )
+    assert one.stats.summary()["rows"]["replies"] == 2
+
+
+def test_a_thread_that_would_wait_for_itself_is_told():
+    one = engine(count=2)
+    stream = one.stream("a", GREEDY, plan="big")
+    next(stream)
+    with pytest.raises(hsd.HsdError, match="still being streamed"):
+        one.generate("b", GREEDY, plan="big")
+    stream.close()
+    assert one.generate("b", GREEDY, plan="big").finish_reason in ("stop", "length")
+
+
+def test_other_threads_wait_their_turn():
+    one, out = engine(), {}
+
+    def ask(name: str) -> None:
+        out[name] = one.generate(name, GREEDY, plan="tiny:2>big").token_ids
+
+    threads = [threading.Thread(target=ask, args=(name,)) for name in "abcd"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert out == {name: engine().generate(name, GREEDY, plan="big").token_ids for name in "abcd"}
+
+
+def test_the_time_limit_ends_a_reply_with_what_there_is():
+    one = engine()
+    for model in one._models.values():
+
+        def slow(ids, cache, last, forward=model.forward):
+            time.sleep(0.02)
+            return forward(ids, cache, last)
+
+        model.forward = slow
+    reply = one.generate("hello", SamplingParams(temperature=0, max_tokens=400, time_limit=0.3), plan="big")
+    assert reply.finish_reason == "timeout" and 0 < reply.stats.tokens < 40
+
+
+def test_a_stop_string_ends_the_reply_before_it():
+    one = engine()
+    text = one.generate(
+        "hello", SamplingParams(temperature=0, max_tokens=60, banned_ids=tuple(range(128, 256))), plan="big"
+    ).text
+    stop = text[7:10]
+    for plan in ("big", "tiny:5>big"):
+        params = SamplingParams(temperature=0, max_tokens=60, banned_ids=tuple(range(128, 256)), stop=(stop,))
+        reply = one.generate("hello", params, plan=plan)
+        assert reply.finish_reason == "stop" and reply.text == text[: text.index(stop)]
+
+
+# --- failures
+
+
+@pytest.mark.parametrize("level", ["tiny", "big"])
+@pytest.mark.parametrize("error", [RuntimeError("out of memory"), None], ids=["raises", "NaN"])
+def test_a_failing_model_ends_the_reply_and_the_engine_goes_on(level, error):
+    one = engine()
+    whole = one.generate("hello", GREEDY, plan="tiny:2>big").token_ids
+    one.forget()
+    fail(one._models[level], 6, error)
+    reply = one.generate("hello", GREEDY, plan="tiny:2>big")
+    assert reply.finish_reason == "error" and f"'{level}'" in reply.error
+    assert reply.token_ids == whole[: len(reply.token_ids)]
+    del one._models[level].forward
+    assert one.generate("hello", GREEDY, plan="tiny:2>big").token_ids == whole
+
+
+def test_a_dead_gpu_context_asks_for_a_reload():
+    one = engine(count=2)
+    fail(one._models["big"], 3, RuntimeError("CUDA error: x"))
+    assert one.generate("hello", GREEDY, plan="big").finish_reason == "error"
+    with pytest.raises(hsd.LoadError, match="GPU stopped working"):
+        one.generate("hello", GREEDY, plan="big")
+
+
+def test_filters_that_leave_no_token_are_one_sentence():
+    params = SamplingParams(temperature=1, max_tokens=5, banned_ids=tuple(range(tiny.END + 1)))
+    reply = engine(count=2).generate("hello", params, plan="medium:2>big")
+    assert reply.finish_reason == "error" and "banned" in reply.error
+
+
+@pytest.mark.parametrize(
+    "plan",
+    ["", "nonsense:2>big", "big:3", "tiny>big", "big:2>tiny", "tiny:0>big", "tiny:10000>big", "tiny:2>lookup:2>big"],
+)
+def test_an_impossible_plan_is_one_sentence(plan):
+    with pytest.raises(hsd.ConfigError) as caught:
+        engine().generate("hello", GREEDY, plan=plan)
+    assert caught.value.message.endswith(".")
+
+
+@pytest.mark.parametrize("prompt", ["", [], [999], [-1], [{"role": "user", "content": ""}]])
+def test_an_impossible_prompt_is_one_sentence(prompt):
+    with pytest.raises(hsd.PromptError):
+        engine(count=2).generate(prompt, GREEDY)
+
+
+@pytest.mark.parametrize("prompt", [[5], [tiny.USER], [tiny.USER, tiny.END, tiny.ASSISTANT]])
+def test_a_prompt_of_one_token_or_of_special_tokens_alone_works(prompt):
+    one = engine()
+    reply = one.generate(prompt, GREEDY, plan="tiny:3>medium:3>big")
+    assert reply.token_ids == one.generate(prompt, GREEDY, plan="big").token_ids
+
+
+# --- families
+
+
+def test_padding_differs_inside_a_family_and_never_reaches_a_reply():
+    family = tiny.related(count=2)
+    family["big"].resize_token_embeddings(tiny.VOCAB + 32)
+    with torch.no_grad():
+        family["big"].get_output_embeddings().weight[tiny.VOCAB :] = 5.0
+    one = hsd.Engine.from_models(family, tiny.ByteTokenizer())
+    reply = one.generate("x", SamplingParams(temperature=1.5, max_tokens=60, seed=1), plan="medium:3>big")
+    assert max(reply.token_ids) <= tiny.END
+
+
+@pytest.mark.parametrize("shape", ["mamba", "qwen3-next"])
+def test_a_draft_that_cannot_be_cut_is_left_out_and_such_a_target_decodes_plainly(shape):
+    llama, other = tiny.model("llama"), tiny.model(shape)
+    family = hsd.Engine.from_models({"odd": other, "big": llama}, tiny.ByteTokenizer())
+    assert family.info.models == ("big",) and "cannot be cut" in family.info.dropped[0].reason
+    assert family.generate("x", GREEDY).stats.plan.endswith("big")
+    plain = hsd.Engine.from_models({"small": llama, "odd": other}, tiny.ByteTokenizer())
+    assert any("plainly" in note for note in plain.info.notes)
+    assert plain.generate("x", GREEDY).stats.plan == "odd"
+    if "small" in plain.info.models:
+        with pytest.raises(hsd.ConfigError, match="plainly"):
+            plain.generate("x", GREEDY, plan="small:2>odd")
+    else:  # a recurrent model has no vocabulary of the same size here
+        assert plain.info.dropped
+
+
+def test_a_draft_with_fewer_tokens_is_left_out_with_its_reason():
+    family = {"tiny": tiny.model("llama", vocab=100), "big": tiny.model("llama")}
+    one = hsd.Engine.from_models(family, tiny.ByteTokenizer())
+    assert one.info.models == ("big",) and "100 tokens" in one.info.dropped[0].reason
+
+
+# --- statistics
+
+
+def test_scoring_prices_every_pair_and_leaves_the_caches_right():
+    one = engine(noise=0.02)
+    params = SamplingParams(temperature=1.0, seed=3, max_tokens=120)
+    reply = one.generate("hello hello hello", params, plan="tiny:2>big")
+    one.learn()
+    scored = one.planner.acceptances(1.0)
+    names = ("lookup", *one.info.models)
+    assert set(scored) == {(d, v) for i, v in enumerate(names) if i for d in names[:i]}
+    assert all(e.positions == reply.stats.tokens for e in scored.values())
+    assert one.generate("hello hello hello", params, plan="tiny:2>big").token_ids == reply.token_ids
+    talk = [{"role": "user", "content": "hello hello hello"}, {"role": "assistant", "content": reply.text}]
+    follow = [*talk, {"role": "user", "content": "and"}]
+    assert (
+        one.generate(follow, GREEDY, plan="big").token_ids
+        == engine(noise=0.02).generate([*one._prompts.build(follow)], GREEDY, plan="big").token_ids
+    )
+
+
+def test_the_scored_acceptance_is_the_rate_at_which_drafts_are_accepted():
+    one = engine(count=2, noise=0.1)
+    kept = proposed = 0
+    for seed in range(12):
+        params = SamplingParams(temperature=1.0, seed=seed, max_tokens=150, banned_ids=(tiny.END,))
+        reply = one.generate("hello", params, plan="medium:1>big", verification="token")
+        one.learn()
+        kept, proposed = kept + reply.stats.levels[0].accepted, proposed + reply.stats.levels[0].proposed
+    estimate = one.planner.acceptances(1.0)["medium", "big"]
+    error = (estimate.rate * (1 - estimate.rate) / proposed) ** 0.5
+    assert abs(kept / proposed - estimate.rate) < 4 * (error + estimate.standard_error)
+
+
+def test_idle_work_stops_when_somebody_asks():
+    one = engine()
+    one.generate("hello", SamplingParams(temperature=1, seed=1, max_tokens=100), plan="big")
+    asked = iter([False, False, False, True])
+    one.learn(lambda: next(asked, True))
+    assert not one.planner.acceptances(1.0)
+    one.learn()
+    assert one.planner.acceptances(1.0)
+
+
+def test_without_a_data_folder_no_file_is_touched(own_home):
+    one = engine(count=2)
+    one.generate("hello", GREEDY)
+    one.learn()
+    one.close()
+    assert not list(own_home.iterdir())
+    with pytest.raises(hsd.LoadError, match="closed"):
+        one.generate("hello", GREEDY)
+
+
+def test_statistics_outlive_the_engine(tmp_path):
+    with engine(count=2, data_dir=tmp_path) as one:
+        one.generate("hello", SamplingParams(temperature=1, seed=1, max_tokens=60), plan="medium:2>big")
+        one.learn()
+    with engine(count=2, data_dir=tmp_path) as two:
+        assert ("medium", "big") in two.planner.acceptances(1.0)
+        assert two.explain(1.0)["acceptances"]
+
+
+def test_auto_is_plain_decoding_where_no_draft_can_pay():
+    """Drafts as dear as the target and never accepted."""
+    family = {"bad": tiny.model("llama", seed=9, width=64, layers=4), "big": tiny.model("llama", width=32)}
+    one = hsd.Engine.from_models(family, tiny.ByteTokenizer())
+    for seed in range(4):
+        one.generate("hello", SamplingParams(temperature=1, seed=seed, max_tokens=200), plan="big")
+        one.learn()
+    report = one.explain(1.0)
+    assert "bad" not in report["plan"]

@@ -1,0 +1,127 @@
+"""The runtime seam: our forward against transformers', caches through cuts, and what a pass costs."""
+
+from __future__ import annotations
+
+import models as tiny
+import pytest
+import torch
+
+from hsd.runtime import MAX_WIDTH, LeanModel, Reader, TransformersModel, lean, wrap
+from hsd.runtime.costs import StepCosts, bucket
+
+LEAN = ("llama", "mistral", "qwen2", "qwen3")
+OTHERS = ("mistral-window", "gemma3", "smollm3", "gpt-neox", "mixtral")
+
+
+def reference(model, ids: list[int]) -> torch.Tensor:
+    with torch.inference_mode():
+        return model(torch.tensor([ids]), use_cache=False).logits[0]
+
+
+def some_ids(count: int, seed: int = 0) -> list[int]:
+    return torch.randint(0, 256, (count,), generator=torch.Generator().manual_seed(seed)).tolist()
+
+
+@pytest.mark.parametrize("shape", (*LEAN, *OTHERS))
+def test_logits_are_those_of_transformers_through_chunks_and_cuts(shape):
+    model = tiny.model(shape)
+    ids, other = some_ids(60), some_ids(9, seed=1)
+    whole = reference(model, ids)
+    wrapped = wrap("m", model, 512)
+    assert isinstance(wrapped, LeanModel if shape in LEAN else TransformersModel) and wrapped.cuttable
+    reader = Reader(wrapped, wrapped.new_cache())
+    torch.testing.assert_close(reader.read(ids[:21], 3), whole[18:21], atol=2e-5, rtol=1e-4)
+    # A rejected draft, cut away, must leave nothing behind.
+    reader.read(ids[:21] + other, 2)
+    reader.rewind(21)
+    assert reader.length == 21
+    torch.testing.assert_close(reader.read(ids, 39), whole[21:], atol=2e-5, rtol=1e-4)
+    torch.testing.assert_close(reader.read(ids, 1), whole[-1:], atol=2e-5, rtol=1e-4)
+    assert [p.width for p in reader.meter.passes] == [21 - 3, 3, 9, 16, 16, 7, 1]
+
+
+@pytest.mark.parametrize("shape", LEAN)
+def test_bf16_stays_within_rounding(shape):
+    model = tiny.model(shape).bfloat16()
+    ids = some_ids(30)
+    whole = reference(model, ids).float()
+    wrapped = wrap("m", model, 512)
+    reader = Reader(wrapped, wrapped.new_cache())
+    # Two bf16 orders of summation differ in the last bits of every layer.
+    assert (reader.read(ids, 30, widest=30) - whole).abs().max() <= 0.05 * whole.abs().max()
+
+
+def test_fused_weights_are_held_once_and_the_modules_still_work():
+    model = tiny.model("qwen2")
+    before = reference(model, [1, 2, 3])
+    wrap("m", model, 128)
+    attention = model.model.layers[0].self_attn
+    assert attention.q_proj.weight.untyped_storage().data_ptr() == attention.v_proj.weight.untyped_storage().data_ptr()
+    torch.testing.assert_close(reference(model, [1, 2, 3]), before)
+
+
+@pytest.mark.parametrize("shape", ["mamba", "qwen3-next"])
+def test_a_state_that_cannot_be_cut_is_found_out_and_read_again(shape):
+    model = tiny.model(shape)
+    wrapped = wrap("m", model, 512)
+    assert not wrapped.cuttable
+    ids = some_ids(20)
+    reader = Reader(wrapped, wrapped.new_cache())
+    reader.read(ids, 1)
+    reader.rewind(10)
+    assert reader.length == 0
+    again = reader.read(ids[:10] + ids[:4], 1)
+    torch.testing.assert_close(again, reference(model, ids[:10] + ids[:4])[-1:], atol=0.02, rtol=0.02)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"hidden_act": "gelu"}, "activation"),
+        ({"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}}, "rotary"),
+    ],
+)
+def test_what_a_lean_forward_would_get_wrong_is_refused(change, reason):
+    import transformers as tf
+
+    config = tiny.config("llama")
+    config.update(change)
+    assert reason in (lean.refusal(tf.AutoModelForCausalLM.from_config(config)) or "")
+
+
+def test_a_cache_grows_without_losing_what_it_holds():
+    model = tiny.model("llama", context=2048)
+    wrapped = wrap("m", model, 2048)
+    reader = Reader(wrapped, wrapped.new_cache())
+    ids = some_ids(700)
+    for end in (100, 250, 257, 600):
+        reader.prefill(ids[:end])
+    torch.testing.assert_close(reader.read(ids, 2), reference(model, ids)[-2:], atol=2e-5, rtol=1e-4)
+
+
+def test_a_pass_that_fails_half_way_leaves_the_cache_as_it_was():
+    model = tiny.model("gpt-neox")
+    wrapped = wrap("m", model, 512)
+    reader = Reader(wrapped, wrapped.new_cache())
+    ids = some_ids(12)
+    reader.read(ids[:8], 1)
+    with pytest.raises(IndexError):
+        reader.read([*ids[:8], 5, 10_000], 1)
+    assert reader.length == 8
+    torch.testing.assert_close(reader.read(ids, 1), reference(model, ids)[-1:], atol=2e-5, rtol=1e-4)
+
+
+def test_costs_are_kept_by_width_and_context_and_follow_what_is_measured():
+    wrapped = wrap("m", tiny.model("llama", context=1024), 1024)
+    costs = StepCosts(wrapped)
+    costs.measure(widths=(1, 2, 16), repeats=3)
+    assert {(at, width) for at, width, _ in costs.rows()} == {(0, 1), (0, 2), (0, 16), (1, 1), (1, 2), (1, 16)}
+    assert all(cost.ms > 0 and cost.samples == 3 for _, _, cost in costs.rows())
+    assert len(costs.table()) == MAX_WIDTH  # what was never run is measured when it is asked for
+    for _ in range(40):
+        costs.restore(0, 1, 123.0)
+    assert costs.cost(1).ms == 123.0 and costs.cost(1, 600).ms != 123.0
+    for width in (0, MAX_WIDTH + 1):
+        with pytest.raises(ValueError, match="width"):
+            costs.cost(width)
+    assert [bucket(c) for c in (0, 511, 512, 2048, 9000)] == [0, 0, 1, 2, 3]

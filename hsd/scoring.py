@@ -40,7 +40,8 @@ def score(
         stop: asked before every pass.
 
     Returns:
-        (draft, verifier) -> float32 `(positions,)` in [0, 1], or None if it was stopped.
+        (draft, verifier) -> float32 `(positions,)` in [0, 1], NaN where a lookup proposes nothing; None if it was
+        stopped.
     """
     tokens = list(tokens)
     proposals = _proposals(tokens, prompt_length)
@@ -58,6 +59,8 @@ def score(
         for at, verifier in enumerate(names):
             for draft in (LOOKUP, *names[:at]):
                 chances = overlap(rows[verifier], rows[draft]).clamp(0, 1)
+                if draft == LOOKUP:
+                    chances[rows[draft] < 0] = torch.nan
                 parts.setdefault((draft, verifier), []).append(chances.numpy())
     return {pair: np.concatenate(chunks) for pair, chunks in parts.items()}
 

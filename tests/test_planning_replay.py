@@ -181,6 +181,13 @@ def test_survival_of_a_lookup_token_is_exact():
     assert redrawn == pytest.approx(others.sum(1) / (1 - p))
 
 
+def test_only_the_lookups_tokens_survive_at_a_rate_that_is_known_exactly():
+    reply = runs(np.random.default_rng(8), 200)
+    low, high = (planning.replay(["lookup:2>A:2>big", "A:3>B:4>big"], COSTS, [reply], d) for d in (0.3, 1.0))
+    assert low[0].ms_per_token == high[0].ms_per_token
+    assert low[1].ms_per_token != pytest.approx(high[1].ms_per_token, rel=1e-4)
+
+
 def test_a_plan_is_replayed_only_on_replies_that_hold_its_pairs():
     full = {pair: np.full(50, rate) for pair, rate in RATES.items()}
     some = {("A", "big"): np.full(50, 0.1)}

@@ -47,9 +47,12 @@ def read_tokenizer(spec: ModelSpec) -> Any:
     from transformers import AutoTokenizer
 
     with _readable(spec):
-        return AutoTokenizer.from_pretrained(
+        tokenizer = AutoTokenizer.from_pretrained(
             source(spec), revision=spec.revision, trust_remote_code=spec.trust_remote_code
         )
+    # Too long a prompt is the engine's to refuse, with the numbers; transformers would only warn.
+    tokenizer.model_max_length = 1 << 30
+    return tokenizer
 
 
 def read_model(spec: ModelSpec, device: str, dtype: str | None) -> Any:
@@ -127,30 +130,44 @@ def _quiet() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _readable(spec: ModelSpec) -> Iterator[None]:
-    """What can go wrong while a model is fetched and read, in one sentence each."""
-    from huggingface_hub import errors as hub
-
-    name = f"'{spec.name}' ({spec.path})"
+    """What can go wrong while a model is fetched and read becomes one sentence and a hint."""
     try:
         yield
     except HsdError:
         raise
-    except hub.GatedRepoError as error:
-        raise LoadError(
+    except Exception as error:
+        raise _explained(spec, error) from error
+
+
+def _explained(spec: ModelSpec, error: Exception) -> LoadError:
+    from huggingface_hub import errors as hub
+
+    name = f"'{spec.name}' ({spec.path})"
+    chain: list[BaseException] = []  # transformers wraps the hub's errors into its own
+    cause: BaseException | None = error
+    while cause is not None and cause not in chain:
+        chain.append(cause)
+        cause = cause.__cause__ or cause.__context__
+
+    def was(*kinds: type[BaseException]) -> bool:
+        return any(isinstance(e, kinds) for e in chain)
+
+    if was(hub.GatedRepoError):
+        return LoadError(
             f"{name} is gated: the hub gives it only to people who accepted its terms.",
             f"Ask for access at https://huggingface.co/{spec.path}, then run 'hf auth login'.",
-        ) from error
-    except hub.RepositoryNotFoundError as error:
-        raise LoadError(f"There is no {name} on the hub.", "Check its path in models.yaml.") from error
-    except (hub.LocalEntryNotFoundError, hub.OfflineModeIsEnabled, ConnectionError) as error:
-        raise LoadError(
-            f"{name} is not on this disk and the hub does not answer.", "Check the network, or give a local folder."
-        ) from error
-    except (MemoryError, torch.OutOfMemoryError) as error:
-        raise LoadError(f"{name} does not fit the memory.", "Choose a smaller family or a quantization.") from error
-    except Exception as error:
-        first = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
-        raise LoadError(f"{name} cannot be loaded: {first}.", "Check its path and files.") from error
+        )
+    if was(hub.LocalEntryNotFoundError, hub.OfflineModeIsEnabled, ConnectionError):
+        return LoadError(
+            f"{name} is not on this disk, and the hub does not answer.",
+            "Check the network (the first start of a family downloads it), or give a local folder.",
+        )
+    if was(hub.RepositoryNotFoundError):
+        return LoadError(f"There is no {name} on the hub.", "Check its path in models.yaml.")
+    if was(MemoryError, torch.OutOfMemoryError):
+        return LoadError(f"{name} does not fit the memory.", "Choose a smaller family or a quantization.")
+    first = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+    return LoadError(f"{name} cannot be loaded: {first}.", "Check its path and files.")
 
 
 def check_tokenizer(spec: ModelSpec, tokenizer: Tokenizer) -> None:

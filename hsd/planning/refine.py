@@ -13,11 +13,11 @@ from hsd.planning.path import Coded, decode, shortest_paths
 from hsd.planning.tables import Acceptances, Costs, Tables, check_threshold, tables
 from hsd.types import Plan
 
-AROUND = 2
-"""Plans whose neighbours are tried in every step of the search."""
-
 GRID = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 15, 19, 24, 30, 38, 48, 64)
 """Thresholds that short chains are tried with."""
+
+MOST = 2500
+"""Plans of three drafts that are tried without further ado."""
 
 NEAR = 1.5
 """Chains that cost this many times the best one are not followed up."""
@@ -25,7 +25,7 @@ NEAR = 1.5
 STARTS = 3
 """Chains that the search starts from."""
 
-BREADTH = 8
+BREADTH = 6
 """Chains next to the best one that are followed up in every step of the search."""
 
 WIDE = 8
@@ -43,9 +43,9 @@ class Ranked:
 def best_plan(costs: Costs, acceptances: Acceptances, max_threshold: int = 8) -> tuple[Plan, float]:
     """The best plan found and its exact expected ms per token.
 
-    The shortest paths of every length under the relaxation and all chains of one and two drafts are evaluated exactly;
-    the best few are refined by thresholds, singly and in neighbouring pairs; then the best of them by dropping,
-    inserting or replacing one level, until nothing improves.
+    The shortest paths of every length under the relaxation and the short chains, over a grid of thresholds, are
+    evaluated exactly. The best few are refined by thresholds, singly and in neighbouring pairs; then the best of them
+    by dropping, inserting or replacing one level, until nothing improves.
 
     Args:
         costs: model name -> ms at width 1, 2, …; cheapest first, the target last.
@@ -96,20 +96,17 @@ def _search(table: Tables, top: int) -> tuple[Coded, float]:
         if levels not in pool or ms < pool[levels][1]:
             pool[levels] = (thresholds, ms)
     seen = _settle(table, _nearest(pool, STARTS), top, NEAR)
-    expanded: set[tuple[int, ...]] = set()
     while True:
         best = min(seen.values(), key=lambda found: found[1])
-        around = [seen[levels][0] for levels in sorted(seen, key=lambda levels: seen[levels][1])[:AROUND]]
-        fresh = [plan for plan in around if plan[0] not in expanded]
-        if not fresh:
-            return best
-        expanded.update(plan[0] for plan in fresh)
-        tried = list({coded: None for plan in fresh for coded in _structural(table, plan, top) if coded[0] not in seen})
+        tried = [coded for coded in _structural(table, best[0], top) if coded[0] not in seen]
         pool = {}
         for (levels, thresholds), ms in zip(tried, ms_of(table, tried).tolist(), strict=True):
             if levels not in pool or ms < pool[levels][1]:
                 pool[levels] = (thresholds, ms)
-        seen |= _settle(table, _nearest(pool, BREADTH), top, NEAR)
+        settled = _settle(table, _nearest(pool, BREADTH), top, NEAR)
+        seen |= settled
+        if not any(ms < best[1] * (1 - 1e-12) for _, ms in settled.values()):
+            return best
 
 
 def _nearest(
@@ -163,15 +160,15 @@ def _thresholds(thresholds: tuple[int, ...], top: int) -> Iterator[tuple[int, ..
 
 
 def _short(table: Tables, top: int) -> dict[tuple[int, ...], tuple[tuple[int, ...], float]]:
-    """Every chain of one or two drafts at its best thresholds of a grid, which is complete up to `WIDE`.
+    """Every chain of one or two drafts (three if they are few) at its best thresholds of a grid, complete up to `WIDE`.
 
     The relaxation knows neither overshoot nor what a pass of 17 costs, so its chains are not always near the best.
     """
     found: dict[tuple[int, ...], tuple[tuple[int, ...], float]] = {}
     grid = [t for t in GRID if t <= top]
-    for drafts in (1, 2):
+    for drafts in (1, 2, 3):
         chains = [levels for levels in _chains(table, top, drafts, ((), ())) if len(levels) == drafts + 1]
-        if not chains:
+        if not chains or (drafts > 2 and len(chains) * len(grid) ** drafts > MOST):
             break
         tried = np.array(list(product(grid, repeat=drafts)), dtype=np.intp)
         ms = batch_ms(table, np.repeat(chains, len(tried), axis=0), np.tile(tried, (len(chains), 1)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -83,8 +84,7 @@ class Generation:
         self._end_ids = end_ids
         self.sampler = Sampler(request.params, request.prompt, vocab, device)
         self._sequence = TokenSequence(conversation.tokens, len(request.prompt))
-        generator = torch.Generator(device=device)
-        generator.manual_seed(request.params.seed or 0)
+        coins = random.Random(request.params.seed)
         plan = request.plan
         self.readers: dict[str, Reader] = {n: conversation.reader(n) for n in plan.names if n in conversation.models}
         self._reused = self.readers[plan.target].length
@@ -95,7 +95,7 @@ class Generation:
             end_ids=end_ids,
             limit=min(context, len(request.prompt) + request.params.max_tokens),
             rule=request.verification,
-            generator=generator,
+            coins=coins,
         )
         self._text = TextStream(tokenizer, request.params.stop)
         self._ids: list[int] = []

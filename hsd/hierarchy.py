@@ -12,6 +12,7 @@ verdict.
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
@@ -24,7 +25,7 @@ from hsd.lookup import SuffixIndex
 from hsd.runtime import Reader
 from hsd.sampling import Sampler
 from hsd.types import LOOKUP, LevelStats
-from hsd.verify import NoDistributionError, draw, verify
+from hsd.verify import NoDistributionError, Rows, draw, verify
 
 
 @dataclass(slots=True)
@@ -57,18 +58,19 @@ class Level:
     name: str
     threshold: int
     source: Reader | SuffixIndex
-    rows: list[Tensor] = field(default_factory=list)  # distributions of its tokens that the next level has not seen
+    rows: list[Rows] = field(default_factory=list)  # distributions of its tokens that the next level has not seen
     proposed: int = 0
     accepted: int = 0
     lookups: int = 0
     lookup_seconds: float = 0.0
 
-    def take_rows(self, device: torch.device) -> Tensor:
-        """The distributions of the block that is handed up, dense `(n, V)` or one-hot `(n,)`; forgets them."""
+    def take_rows(self) -> Rows:
+        """The distributions of the block that is handed up; forgets them."""
         rows, self.rows = self.rows, []
-        if not rows:
-            return torch.empty(0, dtype=torch.long, device=device)
-        return rows[0] if len(rows) == 1 else torch.cat(rows)
+        dense = [part for part in rows if isinstance(part, Tensor)]
+        if dense:
+            return dense[0] if len(dense) == 1 else torch.cat(dense)
+        return [token for part in rows for token in part]
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +94,7 @@ class Hierarchy:
         end_ids: a token that ends the reply; no level drafts behind one.
         limit: longest sequence, prompt and reply together.
         rule: "block" or "token", above temperature 0.
-        generator: source of all coins, on the target's device.
+        coins: source of all randomness, floats in [0, 1).
     """
 
     def __init__(
@@ -104,7 +106,7 @@ class Hierarchy:
         end_ids: Collection[int],
         limit: int,
         rule: str,
-        generator: torch.Generator,
+        coins: random.Random,
     ) -> None:
         self.levels = list(levels)
         self.sequence = sequence
@@ -112,8 +114,7 @@ class Hierarchy:
         self._end_ids = frozenset(end_ids)
         self._limit = limit
         self._rule = rule
-        self._generator = generator
-        self._device = generator.device
+        self._coins = coins
         self._marks = [len(level.source.meter.passes) if isinstance(level.source, Reader) else 0 for level in levels]
 
     @property
@@ -121,6 +122,7 @@ class Hierarchy:
         """Whether nothing more may be drawn: the sequence ends with an end token, or is as long as it may be."""
         return self._ended() or len(self.sequence.tokens) >= self._limit
 
+    @torch.inference_mode()
     def round(self) -> Round:
         """One round of the target: a block from below, one verifying pass, at least one new token.
 
@@ -159,9 +161,10 @@ class Hierarchy:
         block = tokens[start:]
         n = len(block)
         rows = self._distributions(level, n + 1)  # of the block's places and the one behind it
-        below = self.levels[at - 1].take_rows(self._device) if at > 0 else block_of([], self._device)
+        below = self.levels[at - 1].take_rows() if at > 0 else []
+        coins = [self._coins.random() for _ in range(n + 1)]
         try:
-            verdict = verify(block_of(block, self._device), below, rows, self._coins(n + 1, rows), self._rule)
+            verdict = verify(block, below, rows, coins, self._rule)
         except NoDistributionError:
             raise self._no_distribution(level) from None
         k = verdict.accepted
@@ -193,9 +196,7 @@ class Hierarchy:
     def _draft(self, level: Level) -> None:
         """The first level draws one token."""
         row = self._distributions(level, 1)
-        coin = self._coins(1, row)
-        token = int(row[0] if row.ndim == 1 else draw(row[0], coin[0]))
-        # -1 stands for a row that is no distribution; NaN is checked because infinite logits give some of each.
+        token = row[0] if isinstance(row, list) else draw(row[0], self._coins.random())
         if token < 0:
             raise self._no_distribution(level)
         level.rows.append(row)
@@ -207,27 +208,20 @@ class Hierarchy:
         token = index.propose()
         if token is not None:
             self._append(token, level)
-            level.rows.append(block_of([token], self._device))
+            level.rows.append([token])
             level.lookups += 1
         level.lookup_seconds += time.perf_counter() - begun
         return token is not None
 
-    def _distributions(self, level: Level, n: int) -> Tensor:
+    def _distributions(self, level: Level, n: int) -> Rows:
         """The level's distributions of the tokens behind the last `n` prefixes of the sequence."""
         assert isinstance(level.source, Reader), "a lookup drafts and never verifies"
         try:
-            logits = level.source.read(self.sequence.tokens, n)
-            return self._sampler.rows(logits.to(self._device), self.sequence.tokens)
+            return self._sampler.rows(level.source.read(self.sequence.tokens, n), self.sequence.tokens)
         except HsdError:
             raise
         except Exception as error:
             raise failed_pass(level.name, error) from error
-
-    def _coins(self, n: int, rows: Tensor) -> Tensor:
-        """Coins for a verdict; greedy decoding tosses none."""
-        if rows.ndim == 1:
-            return rows
-        return torch.rand(n, dtype=torch.float64, generator=self._generator, device=self._device)
 
     def _append(self, token: int, level: Level) -> None:
         self.sequence.append(token, level.name)
@@ -281,11 +275,6 @@ class Hierarchy:
                 seconds, width, count = level.lookup_seconds, 0.0, level.lookups
             out.append(LevelStats(level.name, level.proposed, level.accepted, count, seconds, width))
         return tuple(out)
-
-
-def block_of(tokens: Sequence[int], device: torch.device) -> Tensor:
-    """Token ids as int64 `(n,)`."""
-    return torch.tensor(tokens, dtype=torch.long, device=device)
 
 
 def failed_pass(level: str, error: Exception) -> ModelError:

@@ -6,6 +6,7 @@ ids where decoding is greedy, dense probabilities otherwise (the two shapes that
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from hsd.errors import ConfigError
 from hsd.params import SamplingParams
+from hsd.verify import Rows
 
 
 class Sampler:
@@ -45,7 +47,7 @@ class Sampler:
         self._penalties = _Penalties(params, prompt, device) if _wants_penalties(params) else None
         self._filters = _filters(params)
 
-    def rows(self, logits: Tensor, sequence: Sequence[int]) -> Tensor:
+    def rows(self, logits: Tensor, sequence: Sequence[int]) -> Rows:
         """Distributions of the tokens that follow the last `n` prefixes of a sequence.
 
         Args:
@@ -53,13 +55,13 @@ class Sampler:
             sequence: prompt, reply and pending tokens.
 
         Returns:
-            int64 `(n,)` where decoding is greedy (-1 for a row that is no distribution), else float32 `(n, vocab)`
-            (NaN for a row that is no distribution).
+            `n` ids where decoding is greedy (-1 for a row that is no distribution), else float32 `(n, vocab)` (NaN for
+            a row that is no distribution).
         """
         logits = self._adjusted(logits[:, : self.vocab], sequence)
         if self.params.greedy:
             top, best = logits.max(dim=-1)
-            return torch.where(torch.isfinite(top), best, -1)
+            return [i if math.isfinite(x) else -1 for i, x in zip(best.tolist(), top.tolist(), strict=True)]
         if self.params.temperature != 1:
             logits = logits / self.params.temperature
         for keep in self._filters:

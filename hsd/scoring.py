@@ -16,7 +16,7 @@ from hsd.conversations import Conversation
 from hsd.lookup import SuffixIndex
 from hsd.sampling import Sampler
 from hsd.types import LOOKUP
-from hsd.verify import overlap
+from hsd.verify import Rows, overlap
 
 _CHUNK = 64  # positions at once: rows of every model are held together, (models, chunk, vocabulary) floats
 
@@ -48,19 +48,21 @@ def score(
     parts: dict[tuple[str, str], list[np.ndarray]] = {}
     for begin in range(prompt_length, len(tokens), _CHUNK):
         end = min(begin + _CHUNK, len(tokens))
-        rows = {LOOKUP: torch.tensor(proposals[begin - prompt_length : end - prompt_length])}
+        proposed = proposals[begin - prompt_length : end - prompt_length]
+        rows: dict[str, Rows] = {LOOKUP: proposed}
         for name in names:
             if stop():
                 return None
             # Position t is decided by the prefix before it, so the pass ends one token before the chunk does.
             prefix = tokens[: end - 1]
             logits = conversation.reader(name).read(prefix, end - begin, widest=_CHUNK)
-            rows[name] = sampler.rows(logits, prefix).cpu()
+            own = sampler.rows(logits, prefix)
+            rows[name] = own.cpu() if isinstance(own, torch.Tensor) else own
         for at, verifier in enumerate(names):
             for draft in (LOOKUP, *names[:at]):
                 chances = overlap(rows[verifier], rows[draft]).clamp(0, 1)
                 if draft == LOOKUP:
-                    chances[rows[draft] < 0] = torch.nan
+                    chances[[i for i, token in enumerate(proposed) if token < 0]] = torch.nan
                 parts.setdefault((draft, verifier), []).append(chances.numpy())
     return {pair: np.concatenate(chunks) for pair, chunks in parts.items()}
 

@@ -1,27 +1,33 @@
-"""The two acceptance rules of speculative decoding, as pure functions of tensors and coins.
+"""The two acceptance rules of speculative decoding, as pure functions of distributions and coins.
 
 A block of `n` draft tokens, their draft distributions `q` and the verifier's distributions `p` go in; how many are
 accepted and the verifier's own next token come out. Nothing here knows a model, a cache or a level.
 
 Distributions come in two shapes. *Dense* rows are float tensors `(n, V)`; they need not be normalised better than
-float32 softmax does. *One-hot* rows are int64 tensors `(n,)` that name the one possible token: greedy decoding, and the
-lookup level. They stay this small on purpose: a softmax in the place of a one-hot is a known bug elsewhere.
+float32 softmax does. *One-hot* rows are lists of `n` token ids, the only possible ones: greedy decoding, and the lookup
+level. They stay this small on purpose: a softmax in the place of a one-hot is a known bug elsewhere.
 
-Randomness enters as `coins`, float64 in [0, 1): entries 0 to n-1 accept or reject, entry n draws the next token. So a
-rule is a deterministic function and can be tested as one. Everything is computed on the tensors' device and one
-transfer brings the verdict back.
+Randomness enters as `coins`, floats in [0, 1): entries 0 to n-1 accept or reject, entry n draws the next token. So a
+rule is a deterministic function and is tested as one. What is as long as the block is decided on the host, what is as
+long as the vocabulary stays on the device: a dozen small kernels cost more than bringing n numbers over.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
+Rows = Tensor | list[int]
+"""Distributions of consecutive tokens: dense `(n, V)`, or the ids of one-hot rows."""
+
 
 class Verdict(NamedTuple):
-    """`accepted` leading draft tokens are kept, then comes `token`, the verifier's own (-1 where none was drawn)."""
+    """`accepted` leading draft tokens are kept, then comes `token`, the verifier's own."""
 
     accepted: int
     token: int
@@ -31,58 +37,52 @@ class NoDistributionError(ValueError):
     """The rows are no distribution: NaN, infinite, or without any mass."""
 
 
-def verify(draft: Tensor, q: Tensor, p: Tensor, coins: Tensor, rule: str) -> Verdict:
+def verify(draft: Sequence[int], q: Rows, p: Rows, coins: Sequence[float], rule: str) -> Verdict:
     """Applies the rule that fits the rows: greedy for one-hot `p`, else `rule`.
 
     Args:
-        draft: int64 `(n,)`, the block, `n >= 0`.
-        q: its distributions, dense `(n, V)` or one-hot `(n,)`.
-        p: the verifier's distributions at the same places and one further, dense `(n+1, V)` or one-hot `(n+1,)`.
-        coins: float64 `(n+1,)` in [0, 1); unused for one-hot `p`.
+        draft: the block, `n >= 0` token ids.
+        q: its distributions, `n` rows.
+        p: the verifier's distributions at the same places and one further, `n + 1` rows.
+        coins: `n + 1` floats in [0, 1); not used for one-hot `p`.
         rule: "token" or "block".
 
     Raises:
-        NoDistributionError: `p` is not finite or has no mass.
+        NoDistributionError: a row of `p` that counts is not finite or has no mass.
     """
-    if p.ndim == 1:
+    if isinstance(p, list):
         return greedy(draft, p)
     return token_wise(draft, q, p, coins) if rule == "token" else block_wise(draft, q, p, coins)
 
 
-def greedy(draft: Tensor, best: Tensor) -> Verdict:
-    """Accepts while the draft equals the verifier's only possible token.
+def greedy(draft: Sequence[int], best: Sequence[int]) -> Verdict:
+    """Accepts while the draft equals the verifier's only possible token: `min(1, p/q)` for one-hot `p` and `q`.
 
-    This is `min(1, p/q)` for one-hot `p` and `q`. `best` is `(n+1,)`; -1 in it marks a row that is no distribution.
+    `best` has `n + 1` ids; -1 in it marks a row that is no distribution.
     """
-    wanted, proposed = best.tolist(), draft.tolist()
     accepted = 0
-    while accepted < len(proposed) and proposed[accepted] == wanted[accepted]:
+    while accepted < len(draft) and draft[accepted] == best[accepted]:
         accepted += 1
-    if wanted[accepted] < 0:
+    if best[accepted] < 0:
         raise NoDistributionError
-    return Verdict(accepted, wanted[accepted])
+    return Verdict(accepted, best[accepted])
 
 
-def token_wise(draft: Tensor, q: Tensor, p: Tensor, coins: Tensor) -> Verdict:
+def token_wise(draft: Sequence[int], q: Rows, p: Tensor, coins: Sequence[float]) -> Verdict:
     """Accepts token `y` with probability `min(1, p(y)/q(y))`; the first rejection draws from `max(p - q, 0)`.
 
     Source: Leviathan, Kalman, Matias 2022, arXiv 2211.17192, algorithm 1.
     """
-    n = draft.shape[0]
-    chance_p, chance_q = _chances(draft, q, p)
-    # coin * q < p instead of coin < p / q: no division, and right where p is 0.
-    accepted = (coins[:n] * chance_q < chance_p).long().cumprod(0).sum()
-    residual = p.index_select(0, accepted.view(1))[0]
-    if n and q.ndim == 2:
-        # Behind the block stands a draft that proposes nothing: its residual is p itself, the bonus token.
-        below = q.index_select(0, accepted.clamp(max=n - 1).view(1))[0]
-        residual = torch.where(accepted < n, (residual - below).clamp_(min=0), residual)
-    elif n:
-        residual = _without(residual, draft, accepted)
-    return _verdict(accepted, residual, p, coins[n])
+    accepted = 0
+    for coin, chance_p, chance_q in zip(coins, *_chances(draft, q, p), strict=False):
+        # coin * q < p instead of coin < p / q: no division, and right where p is 0.
+        if not coin * chance_q < chance_p:
+            break
+        accepted += 1
+    return _verdict(accepted, draft, q, p, 1.0, coins[-1])
 
 
-def block_wise(draft: Tensor, q: Tensor, p: Tensor, coins: Tensor) -> Verdict:
+def block_wise(draft: Sequence[int], q: Rows, p: Tensor, coins: Sequence[float]) -> Verdict:
     """Verifies the block as a whole: the longest prefix whose own coin agrees is accepted.
 
     With `r_i = min(r_{i-1} p(x_i)/q(x_i), 1)` and `S_i = sum_x max(r_i p(x|x^i) - q(x|x^i), 0)`, prefix `i < n` is
@@ -92,91 +92,103 @@ def block_wise(draft: Tensor, q: Tensor, p: Tensor, coins: Tensor) -> Verdict:
 
     Source: Sun et al. 2024, arXiv 2403.10444, algorithm 2.
     """
-    n = draft.shape[0]
-    if n == 0:
-        return _verdict(torch.zeros((), dtype=torch.long, device=p.device), p[0], p, coins[0])
-    chance_p, chance_q = _chances(draft, q, p)
-    # log r is a random walk reflected at 0: the walk less its running maximum. No loop over the block on the device.
-    walk = (chance_p.log() - chance_q.log()).cumsum(0)
-    reach = torch.ones(n + 1, dtype=torch.float64, device=p.device)  # r_0 … r_n
-    reach[1:] = (walk - walk.cummax(0).values.clamp(min=0)).exp()
-    if q.ndim == 2:
-        rest = torch.addcmul(q, p[:n], reach[:n, None].to(p.dtype), value=-1).neg_().clamp_(min=0)  # (n, V)
-        mass = rest.sum(-1, dtype=torch.float64)
-    else:
-        mass = reach[:n] * (p[:n].sum(-1, dtype=torch.float64) - chance_p)
-    agree = torch.empty(n, dtype=torch.float64, device=p.device)  # entry i-1 belongs to prefix i
-    agree[: n - 1] = mass[1:] / (mass[1:] + 1 - reach[1:n])
-    agree[n - 1] = reach[n]
-    place = torch.arange(1, n + 1, device=p.device)
-    accepted = torch.where(coins[:n] < agree, place, 0).max()
-    if q.ndim == 2:
-        chosen = rest.index_select(0, accepted.clamp(max=n - 1).view(1))[0]
-        residual = torch.where(accepted < n, chosen, p[n])
-    else:
-        residual = _without(p.index_select(0, accepted.view(1))[0], draft, accepted)
-    return _verdict(accepted, residual, p, coins[n])
+    n = len(draft)
+    chances_p, chances_q = _chances(draft, q, p)
+    reach = [1.0]  # r_0 … r_n
+    for chance_p, chance_q in zip(chances_p, chances_q, strict=True):
+        reach.append(min(reach[-1] * chance_p / chance_q, 1.0))
+    accepted = n if n and coins[n - 1] < reach[n] else 0
+    if accepted < n and n > 1:
+        mass = _residual_masses(q, p, reach, chances_p)
+        for i in range(n - 1, 0, -1):
+            # coin * (S + 1 - r) < S: where neither mass nor doubt is left, the prefix cannot end here.
+            if coins[i - 1] * (mass[i] + 1 - reach[i]) < mass[i]:
+                accepted = i
+                break
+    return _verdict(accepted, draft, q, p, reach[accepted], coins[n])
 
 
-def draw(weights: Tensor, coin: Tensor) -> Tensor:
+def draw(weights: Tensor, coin: float) -> int:
     """Draws an index by inverting the cumulative sum: one pass over the vocabulary and one coin.
 
     Args:
         weights: `(V,)`, not negative; need not sum to 1.
-        coin: float64 scalar in [0, 1).
+        coin: in [0, 1).
 
     Returns:
-        int64 scalar on the same device; -1 where the weights are not finite or have no mass.
+        The index; -1 where the weights are not finite or have no mass.
     """
     # float64: a float32 sum over 150k tokens loses the tail, and coin * total must stay below total.
+    if weights.device.type == "cpu":  # the same in numpy takes a third of the time
+        sums = weights.numpy().cumsum(dtype=np.float64)
+        total = float(sums[-1])
+        return int(sums.searchsorted(coin * total, side="right")) if 0 < total < math.inf else -1
     cumulative = weights.cumsum(0, dtype=torch.float64)
-    total = cumulative[-1]
-    index = torch.searchsorted(cumulative, (coin * total).view(1), right=True)[0]
-    # NaN compares false, an infinite total gives NaN minus itself, no mass gives 0.
-    return torch.where(total - total + total > 0, index, -1)
+    total = float(cumulative[-1])
+    if not 0 < total < math.inf:
+        return -1
+    return int(torch.searchsorted(cumulative, coin * total, right=True))
 
 
-def overlap(p: Tensor, q: Tensor) -> Tensor:
+def overlap(p: Rows, q: Rows) -> Tensor:
     """Chance that a token of `q` is accepted by `p`: `sum_x min(p(x), q(x))` per row.
 
     Args:
-        p: dense `(n, V)` or one-hot `(n,)`.
-        q: dense `(n, V)` or one-hot `(n,)`; -1 in a one-hot row means that nothing is proposed there.
+        p: `n` rows.
+        q: `n` rows; -1 in a one-hot row means that nothing is proposed there.
 
     Returns:
         float32 `(n,)`; 0 where nothing is proposed.
     """
-    if p.ndim == 2 and q.ndim == 2:
+    if isinstance(p, Tensor) and isinstance(q, Tensor):
         return torch.minimum(p, q).sum(-1)
-    if p.ndim == 1 and q.ndim == 1:
-        return (p == q).float()
-    dense, ids = (p, q) if p.ndim == 2 else (q, p)
+    if isinstance(p, list) and isinstance(q, list):
+        return torch.tensor([float(a == b) for a, b in zip(p, q, strict=True)])
+    dense, one_hot = (p, q) if isinstance(p, Tensor) else (q, p)
+    assert isinstance(dense, Tensor)
+    ids = torch.tensor(one_hot, dtype=torch.long, device=dense.device)
     chance = dense.gather(1, ids.clamp(min=0).unsqueeze(1))[:, 0].float()
     return torch.where(ids >= 0, chance, 0.0)
 
 
-def _chances(draft: Tensor, q: Tensor, p: Tensor) -> tuple[Tensor, Tensor]:
-    """`p(y)` and `q(y)` of every draft token, float64 `(n,)`."""
-    n, column = draft.shape[0], draft.unsqueeze(1)
-    chance_p = p[:n].gather(1, column)[:, 0].double()
-    chance_q = q.gather(1, column)[:, 0].double() if q.ndim == 2 else torch.ones_like(chance_p)
-    return chance_p, chance_q
-
-
-def _without(row: Tensor, draft: Tensor, accepted: Tensor) -> Tensor:
-    """Residual of a one-hot draft: `row` less the rejected token; all of `row` behind the block's end."""
-    rejected = torch.cat((draft, draft.new_full((1,), -1))).index_select(0, accepted.view(1))
-    places = torch.arange(row.shape[0], device=row.device)
-    return torch.where(places == rejected, 0.0, row)
-
-
-def _verdict(accepted: Tensor, residual: Tensor, p: Tensor, coin: Tensor) -> Verdict:
-    # Any NaN in p makes this sum NaN; an infinity cannot come out of a softmax without one.
-    sound = torch.isfinite(p.sum())
-    count, token, fine = torch.stack((accepted, draw(residual, coin), sound.long())).tolist()
-    if fine and token < 0:
-        # A rejection although p <= q everywhere happens only by rounding; then p and q are equal and p is the residual.
-        token = int(draw(p[count], coin))
-    if not fine or token < 0:
+def _chances(draft: Sequence[int], q: Rows, p: Tensor) -> tuple[list[float], list[float]]:
+    """`p(y)` and `q(y)` of every draft token."""
+    n = len(draft)
+    if n == 0:
+        return [], []
+    column = torch.tensor(draft, device=p.device).unsqueeze(1)
+    chances_p = p[:n].gather(1, column)[:, 0].tolist()
+    if any(math.isnan(chance) for chance in chances_p):
         raise NoDistributionError
-    return Verdict(count, token)
+    return chances_p, [1.0] * n if isinstance(q, list) else q.gather(1, column)[:, 0].tolist()
+
+
+def _residual_masses(q: Rows, p: Tensor, reach: Sequence[float], chances_p: Sequence[float]) -> list[float]:
+    """`S_i = sum_x max(r_i p(x|x^i) - q(x|x^i), 0)` for i = 0 … n-1."""
+    n = len(chances_p)
+    if isinstance(q, list):
+        totals = p[:n].sum(-1, dtype=torch.float64).tolist()
+        return [r * (total - chance) for r, total, chance in zip(reach, totals, chances_p, strict=False)]
+    scale = torch.tensor(reach[:n], dtype=p.dtype, device=p.device).unsqueeze(1)
+    rest: list[float] = (p[:n] * scale).sub_(q).clamp_(min=0).sum(-1, dtype=torch.float64).tolist()
+    return rest
+
+
+def _verdict(accepted: int, draft: Sequence[int], q: Rows, p: Tensor, reach: float, coin: float) -> Verdict:
+    """Draws the verifier's own token from `max(r p - q, 0)`, or from `p` behind the whole block."""
+    row = p[accepted]
+    if accepted == len(draft):
+        token = draw(row, coin)
+    elif isinstance(q, list):
+        rest = row.clone()
+        rest[draft[accepted]] = 0.0
+        token = draw(rest, coin)
+    else:
+        token = draw((row * reach).sub_(q[accepted]).clamp_(min=0), coin)
+    if token < 0:
+        # A rejection although r p <= q everywhere happens only by rounding; then p and q are equal and p is the
+        # residual. A row that is no distribution fails here again.
+        token = draw(row, coin)
+    if token < 0:
+        raise NoDistributionError
+    return Verdict(accepted, token)

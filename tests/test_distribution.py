@@ -7,6 +7,7 @@ a test of losslessness that a wrong residual passes is worth nothing.
 from __future__ import annotations
 
 import itertools
+import random
 from collections import Counter
 from dataclasses import dataclass
 
@@ -103,7 +104,7 @@ def law(case: Case) -> dict[tuple[int, ...], float]:
 def sample(case: Case, count: int, seed: int) -> Counter[tuple[int, ...]]:
     """First tokens of `count` replies, through the hierarchy's own rounds."""
     plan, family = Plan.parse(case.plan), models(case)
-    generator = torch.Generator().manual_seed(seed)
+    coins = random.Random(seed)
     readers = {name: Reader(model, model.new_cache()) for name, model in family.items()}
     index = SuffixIndex()
     index.settle(PROMPT)
@@ -121,7 +122,7 @@ def sample(case: Case, count: int, seed: int) -> Counter[tuple[int, ...]]:
             end_ids=(),
             limit=len(PROMPT) + 40,
             rule=case.rule,
-            generator=generator,
+            coins=coins,
         )
         while len(sequence.tokens) < len(PROMPT) + HORIZON:
             hierarchy.round()
@@ -166,27 +167,26 @@ def residual_from_p(draft, q, p, coins):
     right = verify.token_wise(draft, q, p, coins)
     if right.accepted == len(draft):
         return right
-    return verify.Verdict(right.accepted, int(verify.draw(p[right.accepted], coins[-1])))
+    return verify.Verdict(right.accepted, verify.draw(p[right.accepted], coins[-1]))
 
 
 def softmax_for_one_hot(draft, q, p, coins):
     """Wrong: a one-hot draft is verified as if it had been drawn from a soft distribution."""
-    if q.ndim == 1:
+    if isinstance(q, list) and draft:
         soft = torch.full((len(draft), p.shape[1]), 0.1)
-        q = torch.softmax(soft.scatter(1, draft[:, None], 2.0), -1)
+        q = torch.softmax(soft.scatter(1, torch.tensor(draft)[:, None], 2.0), -1)
     return verify.token_wise(draft, q, p, coins)
 
 
 def block_accepts_what_it_reaches(draft, q, p, coins):
     """Wrong: every prefix of a block is accepted with r_i, as if nothing could be accepted behind it."""
-    chance_p, chance_q = p[: len(draft)].gather(1, draft[:, None])[:, 0], q.gather(1, draft[:, None])[:, 0]
     reach, accepted = [1.0], 0
-    for i, ratio in enumerate((chance_p / chance_q).tolist()):
-        reach.append(min(reach[-1] * ratio, 1.0))
-        accepted = i + 1 if float(coins[i]) < reach[-1] else accepted
+    for i, token in enumerate(draft):
+        reach.append(min(reach[-1] * float(p[i, token]) / float(q[i, token]), 1.0))
+        accepted = i + 1 if coins[i] < reach[-1] else accepted
     rest = p[accepted] if accepted == len(draft) else (reach[accepted] * p[accepted] - q[accepted]).clamp(min=0)
-    token = int(verify.draw(rest, coins[-1]))
-    return verify.Verdict(accepted, token if token >= 0 else int(verify.draw(p[accepted], coins[-1])))
+    token = verify.draw(rest, coins[-1])
+    return verify.Verdict(accepted, token if token >= 0 else verify.draw(p[accepted], coins[-1]))
 
 
 class DropsUnlikely(Hierarchy):

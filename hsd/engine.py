@@ -15,13 +15,13 @@ from hsd.config import find_family
 from hsd.conversations import Conversation, Conversations
 from hsd.errors import ConfigError, HsdError, LoadError, ModelError
 from hsd.generation import Generation, Request
-from hsd.learning import Learner, Scorable
+from hsd.learning import Learner, Scorable, record_of
 from hsd.loading import Loaded
 from hsd.params import SamplingParams
 from hsd.paths import data_dir as data_folder
 from hsd.planner import Planner
 from hsd.prompts import Prompt, Prompts
-from hsd.stats import ReplyRecord, Stats
+from hsd.stats import Stats
 from hsd.turn import Turn
 from hsd.types import (
     Event,
@@ -283,38 +283,14 @@ class Engine:
         self._conversations.trim()
         if reply.token_ids and not error:
             self._prompts.note(reply.text, reply.token_ids)
-        reply_id = self._stats.record_reply(self._record(generation, reply))
+        reply_id = self._stats.record_reply(
+            record_of(reply, generation.request, generation.rounds, self.planner.family, str(self._target.device))
+        )
         self._learner.replied(reply.stats.seconds)
         if reply_id and len(reply.token_ids) > 1 and self._target.cuttable and error is None:
             tokens = (*generation.request.prompt, *reply.token_ids)
             self._learner.add(Scorable(conversation, tokens, generation.request, generation.sampler, reply_id))
         return reply
-
-    def _record(self, generation: Generation, reply: Reply) -> ReplyRecord:
-        stats, request = reply.stats, generation.request
-        return ReplyRecord(
-            family=self.planner.family,
-            device=str(self._target.device),
-            plan=stats.plan,
-            temperature=request.params.temperature,
-            verification=request.verification,
-            prompt_tokens=stats.prompt_tokens,
-            reused_tokens=stats.reused_tokens,
-            reply_tokens=stats.tokens,
-            seconds=stats.seconds,
-            first_token_seconds=stats.first_token_seconds,
-            target_passes=stats.target_passes,
-            finish_reason=reply.finish_reason,
-            baseline_seconds=stats.baseline_seconds,
-            baseline=stats.baseline,
-            speedup=stats.speedup,
-            forecast_ms_per_token=stats.forecast_ms_per_token,
-            decode_seconds=stats.decode_seconds,
-            levels=stats.levels,
-            thresholds=request.plan.thresholds,
-            rounds=tuple((r.proposed, r.accepted, r.seconds * 1000) for r in generation.rounds),
-            seed=reply.seed,
-        )
 
     def _baseline(self, generation: Generation) -> float | None:
         """Seconds plain decoding would have taken: the target's prefill, then one plain step per token."""

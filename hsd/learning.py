@@ -1,4 +1,4 @@
-"""Idle work: which finished replies are scored, and how much time that may take."""
+"""What is kept of a reply, and idle work: which finished ones are scored, and how much time that may take."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ from dataclasses import dataclass
 from hsd import scoring
 from hsd.conversations import Conversation
 from hsd.generation import Request
+from hsd.hierarchy import Round
 from hsd.planner import Planner
 from hsd.sampling import Sampler
-from hsd.stats import Stats
+from hsd.stats import ReplyRecord, Stats
+from hsd.types import Reply
 
 _SHARE = 0.05  # of the time of the replies, once the numbers are sure
 _WAITING = 8  # finished replies that wait; older ones are let go
@@ -91,3 +93,38 @@ class Learner:
             self._waiting.append(reply)
             return False
         return self._stats.record_scores(reply.reply_id, overlaps)
+
+
+def record_of(reply: Reply, request: Request, rounds: Sequence[Round], family: str, device: str) -> ReplyRecord:
+    """What is stored of a reply.
+
+    Args:
+        reply, request: the reply and what was asked.
+        rounds: the target's rounds.
+        family: key of the family in the statistics.
+        device: where the target ran.
+    """
+    stats = reply.stats
+    return ReplyRecord(
+        family=family,
+        device=device,
+        plan=stats.plan,
+        temperature=request.params.temperature,
+        verification=request.verification,
+        prompt_tokens=stats.prompt_tokens,
+        reused_tokens=stats.reused_tokens,
+        reply_tokens=stats.tokens,
+        seconds=stats.seconds,
+        first_token_seconds=stats.first_token_seconds,
+        target_passes=stats.target_passes,
+        finish_reason=reply.finish_reason,
+        baseline_seconds=stats.baseline_seconds,
+        baseline=stats.baseline,
+        speedup=stats.speedup,
+        forecast_ms_per_token=stats.forecast_ms_per_token,
+        decode_seconds=stats.decode_seconds,
+        levels=stats.levels,
+        thresholds=request.plan.thresholds,
+        rounds=tuple((r.proposed, r.accepted, r.seconds * 1000) for r in rounds),
+        seed=reply.seed,
+    )

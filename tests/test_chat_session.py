@@ -18,9 +18,10 @@ from chat_fakes import ScriptedEngine
 import hsd
 from chat import store as store_module
 from chat import worker as worker_module
-from chat.session import Session, Settings, make_title, messages_for_engine
+from chat.request import pieces
+from chat.session import Session, make_title, messages_for_engine
+from chat.settings import Settings
 from chat.store import Store
-from chat.worker import pieces
 
 LONG = " ".join(f"word{i}" for i in range(300))
 
@@ -306,7 +307,8 @@ import sys
 sys.path[:0] = {paths!r}
 from chat_fakes import ScriptedEngine
 from chat import worker
-from chat.session import Session, Settings
+from chat.session import Session
+from chat.settings import Settings
 from chat.store import Store
 worker.CHECKPOINT_SECONDS = 0.05
 engine = ScriptedEngine(lambda m: " ".join(f"word{{i}}" for i in range(5000)), 0.01)

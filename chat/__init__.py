@@ -1,0 +1,1 @@
+"""The chat: a local page over `hsd`, and the store and worker behind it."""

@@ -1,0 +1,222 @@
+"""Puts store, session and page on one server: checks first, the page next, the engine last.
+
+Importing gradio takes seconds and torch many more, so both wait until what can be refused at once has been.
+"""
+
+from __future__ import annotations
+
+import difflib
+import errno
+import logging
+import os
+import secrets
+import signal
+import socket
+import sys
+import threading
+import webbrowser
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING
+
+import hsd
+from chat.guard import Guard, is_loopback
+from chat.request import EngineLike, Load
+from chat.session import Session
+from chat.store import Store
+
+if TYPE_CHECKING:
+    import gradio as gr
+
+FIRST_LOOK_SECONDS = 2.0
+"""The engine's imports wait this long for the first visitor, whose page would share the processor with them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Arguments:
+    """What `hsd chat` was asked for; see its help."""
+
+    family: str = "builtin"
+    host: str = "127.0.0.1"
+    port: int = 7860
+    share: bool = False
+    password: str | None = None
+    data_dir: str | None = None
+    plan: str = "auto"
+    config: str | None = None
+    browser: bool = True
+
+
+def serve(arguments: Arguments) -> int:
+    """Serve until interrupted; the exit status.
+
+    Raises:
+        HsdError: what was asked for is not possible. Nothing has been served then.
+    """
+    family = find_family(arguments.family, arguments.config)
+    if arguments.plan != "auto":
+        hsd.Plan.parse(arguments.plan)
+    check_port(arguments.host, arguments.port)
+    folder = hsd.data_dir(arguments.data_dir)
+    # Visitors of a shared link must not read what the owner wrote.
+    store = Store(folder / ("shared.db" if arguments.share else "chat.db"))
+    session = Session(
+        store,
+        loader(arguments, folder),
+        title=family.title or family.name,
+        models=tuple(model.name for model in family.models),
+        plan=arguments.plan,
+        examples=family.examples,
+    )
+    stopped = _stop_on_signals()
+    password = arguments.password or needed_password(arguments)
+    page, address, shared = launch(session, arguments, password)
+    _announce(arguments, address, shared, password, folder)
+    session.visited.wait(FIRST_LOOK_SECONDS)
+    session.start()
+    while not stopped.wait(3600):
+        pass
+    print("\nStopping…", flush=True)
+    session.close()
+    page.close(verbose=False)
+    if session.worker.alive:
+        # A thread in the middle of importing torch would trip over an interpreter that is being taken down.
+        sys.stdout.flush()
+        os._exit(stopped.status)
+    return stopped.status
+
+
+def find_family(name: str, config: str | None) -> hsd.Family:
+    """The family of a name, or of `file.yaml#name`. Raises ConfigError."""
+    path: str | None = config
+    if config is None and (".yaml" in name or ".yml" in name):
+        path, _, name = name.partition("#")
+    families = hsd.load_families(path)
+    if not name and len(families) == 1:
+        return next(iter(families.values()))
+    if name not in families:
+        near = difflib.get_close_matches(name, families, n=1)
+        hint = f"Did you mean '{near[0]}'?" if near else f"There are: {', '.join(families)}."
+        raise hsd.ConfigError(f"There is no family '{name}'.", hint)
+    return families[name]
+
+
+def loader(arguments: Arguments, folder: Path) -> Load:
+    """A function that loads the engine, for the worker."""
+
+    def load(progress: Callable[[hsd.LoadProgress], None]) -> EngineLike:
+        engine: EngineLike = hsd.Engine.load(
+            arguments.family, data_dir=folder, config=arguments.config, progress=progress
+        )
+        return engine
+
+    return load
+
+
+def check_port(host: str, port: int) -> None:
+    """Raises HsdError where the port cannot be listened on."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as probe:
+        # As the server will: a port that only waits for its last connections to time out is free.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                raise hsd.HsdError(
+                    f"Port {port} on {host} is in use.",
+                    f"Stop the other program, or choose another: --port {port + 1}.",
+                ) from error
+            if error.errno == errno.EACCES:
+                raise hsd.HsdError(f"Port {port} needs more rights than you have.", "Choose one above 1023.") from error
+            raise hsd.HsdError(
+                f"Cannot listen on {host}: {error.strerror or error}.", "Use 127.0.0.1, or an address of this machine."
+            ) from error
+
+
+def needed_password(arguments: Arguments) -> str | None:
+    """A password where one is needed and none was given."""
+    if arguments.share or not is_loopback(arguments.host):
+        return secrets.token_urlsafe(9)
+    return None
+
+
+def launch(session: Session, arguments: Arguments, password: str | None) -> tuple[gr.Blocks, str, str | None]:
+    """Serve the page in the background; (page, its address, its public address)."""
+    # Read when gradio is imported.
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    # Gradio asks its own server whether it is up, and would ask a proxy for it.
+    given = os.environ.get("NO_PROXY", os.environ.get("no_proxy", ""))
+    os.environ["NO_PROXY"] = os.environ["no_proxy"] = ",".join(filter(None, [given, "127.0.0.1,localhost,::1"]))
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    from starlette.middleware import Middleware
+
+    from chat.ui import page as ui
+
+    page = ui.build(session)
+    local_only = is_loopback(arguments.host) and not arguments.share
+    try:
+        _, address, shared = page.queue(default_concurrency_limit=None).launch(
+            server_name=arguments.host,
+            server_port=arguments.port,
+            share=arguments.share,
+            auth=(lambda _, given: secrets.compare_digest(given.encode(), password.encode())) if password else None,
+            auth_message="Any name, and the password you were given.",
+            prevent_thread_lock=True,
+            quiet=True,
+            show_error=True,
+            footer_links=[],
+            run_history=False,
+            enable_monitoring=False,
+            ssr_mode=False,
+            mcp_server=False,
+            inbrowser=False,
+            theme=ui.theme(),
+            css=ui.CSS,
+            head=ui.HEAD,
+            app_kwargs={"middleware": [Middleware(Guard, local_only=local_only)], "docs_url": None, "redoc_url": None},
+        )
+    except OSError as error:
+        raise hsd.HsdError(f"Port {arguments.port} on {arguments.host} cannot be used.", str(error)) from error
+    return page, address, shared
+
+
+def _announce(arguments: Arguments, address: str, shared: str | None, password: str | None, folder: Path) -> None:
+    print(f"The chat is at {address.rstrip('/')}  (Ctrl-C ends it; data in {folder})", flush=True)
+    if arguments.share:
+        print(f"Shared at {shared}" if shared else "No public address: sharing needs the network.", flush=True)
+    if password:
+        print(f"Password: {password}  (any user name)", flush=True)
+        print("Everyone who has it sees the same conversations.", flush=True)
+    if arguments.browser and is_loopback(arguments.host) and _has_browser():
+        threading.Thread(target=webbrowser.open, args=(address,), daemon=True).start()
+
+
+def _has_browser() -> bool:
+    if sys.platform.startswith("linux"):
+        return bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
+    return True
+
+
+class _Stopped(threading.Event):
+    """Set by a signal; `status` is what a shell expects of a program that ended by it."""
+
+    status = 0
+
+
+def _stop_on_signals() -> _Stopped:
+    stopped = _Stopped()
+
+    def stop(number: int, _: FrameType | None) -> None:
+        if stopped.is_set():
+            # Asked twice: whoever does it does not want to wait for a tidy end.
+            os._exit(128 + number)
+        stopped.status = 128 + number
+        stopped.set()
+
+    signal.signal(signal.SIGINT, stop)
+    signal.signal(signal.SIGTERM, stop)
+    return stopped

@@ -1,0 +1,297 @@
+"""Conversations in `chat.db`: a tree of messages, so that a branch copies nothing.
+
+A conversation points at one leaf; the path from the root to it is what a person sees. The prompt is stored before its
+reply, the reply while it grows. Knows nothing of engines, pages or threads other than that several may call it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import sqlite3
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+from sqlite_utils import Database
+
+import hsd
+from chat.records import (
+    CONVERSATION_COLUMNS,
+    JSON_FIELDS,
+    MESSAGE_COLUMNS,
+    MIGRATIONS,
+    Conversation,
+    Message,
+    Role,
+    State,
+)
+
+BUSY_SECONDS = 5.0
+KEEP_DELETED_SECONDS = 24 * 3600.0
+
+
+def new_id() -> str:
+    """Sixteen characters that nobody guesses; they appear in addresses."""
+    return secrets.token_urlsafe(12)
+
+
+def _storable(text: str) -> str:
+    """A lone surrogate is no text SQLite can hold; it must not lose the rest of a message."""
+    return text.encode("utf-8", "replace").decode()
+
+
+def _owner() -> str:
+    """This process, told apart from a later one with the same number."""
+    return f"{os.getpid()}:{psutil.Process().create_time():.2f}"
+
+
+def _alive(owner: str | None) -> bool:
+    try:
+        pid, created = (owner or "").split(":")
+        return abs(psutil.Process(int(pid)).create_time() - float(created)) < 1
+    except (ValueError, psutil.Error):
+        return False
+
+
+def _explain(error: Exception, path: Path) -> hsd.StoreError:
+    text = str(error).lower()
+    if "locked" in text or "busy" in text:
+        return hsd.StoreError(
+            f"The conversations in {path} are locked by another program.", "Close it, or wait a moment and try again."
+        )
+    if "readonly" in text or "read-only" in text:
+        return hsd.StoreError(f"The conversations in {path} are read-only.", "Make the file and its folder writable.")
+    if "full" in text:
+        return hsd.StoreError(f"The disk that holds {path} is full.", "Free some space and try again.")
+    if "malformed" in text or "not a database" in text:
+        return hsd.StoreError(
+            f"{path} is damaged: {error}.", "Move the file away to start afresh, or restore it from a copy."
+        )
+    return hsd.StoreError(f"The conversations in {path} cannot be used: {error}.", "Check the file and its folder.")
+
+
+class Store:
+    """`chat.db`, opened for this process.
+
+    Raises:
+        StoreError: newer than this version, damaged, locked, read-only, or on a full disk.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self._lock = threading.RLock()
+        try:
+            # Several threads share the connection; the lock above keeps them apart.
+            connection = sqlite3.connect(self.path, timeout=BUSY_SECONDS, check_same_thread=False)
+        except sqlite3.Error as error:
+            raise _explain(error, self.path) from error
+        try:
+            with self._errors():
+                self.db = Database(connection)
+                self._prepare()
+        except hsd.StoreError:
+            connection.close()
+            raise
+
+    def _prepare(self) -> None:
+        self.db.execute("PRAGMA journal_mode = WAL")
+        self.db.execute("PRAGMA synchronous = NORMAL")
+        self.db.execute("PRAGMA foreign_keys = ON")
+        self._migrate()
+        with self.db.atomic():
+            self._mark_interrupted()
+            self.db.execute(
+                "DELETE FROM conversations WHERE deleted IS NOT NULL AND deleted < ?",
+                [time.time() - KEEP_DELETED_SECONDS],
+            )
+
+    def _migrate(self) -> None:
+        known = len(MIGRATIONS)
+        version = self.db.execute("PRAGMA user_version").fetchone()[0]
+        if version > known:
+            raise hsd.StoreError(
+                f"{self.path} was written by a newer version (format {version}, this one knows {known}).",
+                "Update this program, or start it with another --data-dir.",
+            )
+        for number, migration in enumerate(MIGRATIONS[version:], start=version + 1):
+            with self.db.atomic():
+                for statement in migration:
+                    self.db.execute(statement)
+                self.db.execute(f"PRAGMA user_version = {number}")
+
+    def _mark_interrupted(self) -> None:
+        rows = self.db.execute("SELECT id, owner FROM messages WHERE state = 'running'").fetchall()
+        for message_id, owner in rows:
+            if not _alive(owner):
+                self.db.execute("UPDATE messages SET state = 'interrupted' WHERE id = ?", [message_id])
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        with self._lock:
+            try:
+                yield
+            except sqlite3.Error as error:
+                raise _explain(error, self.path) from error
+
+    @contextmanager
+    def _write(self) -> Iterator[Database]:
+        with self._errors(), self.db.atomic():
+            yield self.db
+
+    def close(self) -> None:
+        """Close the file; the object is of no use afterwards."""
+        with self._lock:
+            self.db.close()
+
+    # Conversations
+
+    def conversations(self, search: str = "", limit: int = 500) -> list[Conversation]:
+        """Newest first; with `search`, those whose title or messages hold the words."""
+        sql = f"SELECT {', '.join(CONVERSATION_COLUMNS)} FROM conversations c WHERE deleted IS NULL"
+        values: list[Any] = []
+        if search.strip():
+            escaped = search.strip().replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
+            sql += (
+                " AND (title LIKE ? ESCAPE '\\' OR EXISTS (SELECT 1 FROM messages m"
+                " WHERE m.conversation_id = c.id AND m.text LIKE ? ESCAPE '\\'))"
+            )
+            values += [f"%{escaped}%"] * 2
+        with self._errors():
+            rows = self.db.execute(f"{sql} ORDER BY updated DESC LIMIT ?", [*values, limit]).fetchall()
+        return [Conversation.from_row(row) for row in rows]
+
+    def conversation(self, conversation_id: str) -> Conversation | None:
+        """The conversation, or None where it is unknown or deleted."""
+        with self._errors():
+            row = self.db.execute(
+                f"SELECT {', '.join(CONVERSATION_COLUMNS)} FROM conversations WHERE id = ? AND deleted IS NULL",
+                [conversation_id],
+            ).fetchone()
+        return Conversation.from_row(row) if row else None
+
+    def create(self, title: str) -> str:
+        """A new, empty conversation; its id."""
+        conversation_id, now = new_id(), time.time()
+        with self._write() as db:
+            db["conversations"].insert(
+                {"id": conversation_id, "title": _storable(title), "created": now, "updated": now}
+            )
+        return conversation_id
+
+    def rename(self, conversation_id: str, title: str) -> None:
+        """Give it another title."""
+        with self._write() as db:
+            db.execute("UPDATE conversations SET title = ? WHERE id = ?", [_storable(title), conversation_id])
+
+    def keep_settings(self, conversation_id: str, settings: Mapping[str, Any]) -> None:
+        """Remember what its next reply starts from."""
+        with self._write() as db:
+            db.execute("UPDATE conversations SET settings = ? WHERE id = ?", [json.dumps(settings), conversation_id])
+
+    def delete(self, conversation_id: str) -> None:
+        """Hide it; it is gone from the disk with the first start a day later."""
+        with self._write() as db:
+            db.execute("UPDATE conversations SET deleted = ? WHERE id = ?", [time.time(), conversation_id])
+
+    def restore(self, conversation_id: str) -> None:
+        """Undo `delete`."""
+        with self._write() as db:
+            db.execute("UPDATE conversations SET deleted = NULL WHERE id = ?", [conversation_id])
+
+    # Messages
+
+    def path_to(self, message_id: str | None) -> list[Message]:
+        """Messages from the root to this one."""
+        with self._errors():
+            rows = self.db.execute(
+                f"""WITH RECURSIVE up(id, parent_id, depth) AS (
+                    SELECT id, parent_id, 0 FROM messages WHERE id = ?
+                    UNION ALL SELECT m.id, m.parent_id, depth + 1 FROM messages m JOIN up ON m.id = up.parent_id
+                ) SELECT {", ".join(f"m.{name}" for name in MESSAGE_COLUMNS)}
+                FROM up JOIN messages m ON m.id = up.id ORDER BY up.depth DESC""",
+                [message_id],
+            ).fetchall()
+        return [Message.from_row(row) for row in rows]
+
+    def message(self, message_id: str) -> Message | None:
+        """One message, or None."""
+        with self._errors():
+            row = self.db.execute(
+                f"SELECT {', '.join(MESSAGE_COLUMNS)} FROM messages WHERE id = ?", [message_id]
+            ).fetchone()
+        return Message.from_row(row) if row else None
+
+    def recent_replies(self, limit: int = 50) -> list[Message]:
+        """The last finished replies that have statistics, oldest first."""
+        with self._errors():
+            rows = self.db.execute(
+                f"SELECT {', '.join(MESSAGE_COLUMNS)} FROM messages"
+                " WHERE stats IS NOT NULL ORDER BY updated DESC LIMIT ?",
+                [limit],
+            ).fetchall()
+        return [Message.from_row(row) for row in reversed(rows)]
+
+    def add_turn(
+        self, conversation_id: str, parent_id: str | None, text: str, params: Mapping[str, Any]
+    ) -> tuple[str, str]:
+        """Store a prompt and the place of its reply in one transaction; (prompt id, reply id)."""
+        prompt_id = new_id()
+        with self._write():
+            self._insert(conversation_id, prompt_id, parent_id, role="user", text=text)
+            reply_id = self.add_reply(conversation_id, prompt_id, params)
+        return prompt_id, reply_id
+
+    def add_reply(self, conversation_id: str, prompt_id: str, params: Mapping[str, Any]) -> str:
+        """Store the place of a reply to a prompt, and show the path that ends in it; the reply's id."""
+        reply_id = new_id()
+        with self._write() as db:
+            self._insert(conversation_id, reply_id, prompt_id, role="assistant", params=params)
+            db.execute(
+                "UPDATE conversations SET leaf_id = ?, updated = ? WHERE id = ?",
+                [reply_id, time.time(), conversation_id],
+            )
+        return reply_id
+
+    def _insert(
+        self,
+        conversation_id: str,
+        message_id: str,
+        parent_id: str | None,
+        *,
+        role: Role,
+        text: str = "",
+        params: Mapping[str, Any] | None = None,
+    ) -> None:
+        now = time.time()
+        state: State = "done" if role == "user" else "running"
+        self.db["messages"].insert(
+            {
+                "id": message_id,
+                "conversation_id": conversation_id,
+                "parent_id": parent_id,
+                "role": role,
+                "text": _storable(text),
+                "state": state,
+                "params": None if params is None else json.dumps(params),
+                "owner": _owner() if state == "running" else None,
+                "created": now,
+                "updated": now,
+            }
+        )
+
+    def update(self, message_id: str, **values: Any) -> None:
+        """Set columns of a message; lists and mappings are stored as JSON."""
+        columns = {
+            name: json.dumps(value) if name in JSON_FIELDS and value is not None else value
+            for name, value in values.items()
+        }
+        columns = {name: _storable(value) if isinstance(value, str) else value for name, value in columns.items()}
+        columns["updated"] = time.time()
+        with self._write() as db:
+            db["messages"].update(message_id, columns)

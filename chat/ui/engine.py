@@ -1,0 +1,140 @@
+"""The engine column: which levels there are, what they do, what was expected and what came out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import hsd
+from chat.records import Message
+from chat.request import EngineView
+from chat.ui.levels import LOOKUP, look
+from chat.ui.reply import chain
+from chat.ui.text import count, escape, plural, seconds
+
+
+def column(view: EngineView, title: str, replies: Sequence[Message], known: dict[str, str]) -> str:
+    """The whole column."""
+    last = next((m.stats for m in reversed(replies) if m.stats), None)
+    parts = [f"<h2>{escape(view.info.title if view.info else title)}</h2>", _state(view)]
+    if view.info:
+        parts += [_ladder(view, last, known), _plan(view, last), _speedups(replies), _notes(view.info)]
+    return "".join(parts)
+
+
+def _state(view: EngineView) -> str:
+    if view.state == "failed":
+        return f'<p class="problem" role="alert">{escape(view.error or "The engine did not load.")}</p>'
+    if view.state == "ready" and view.info:
+        return f'<p class="quiet">Ready on {escape(view.info.device)} · context {view.info.context:,} tokens</p>'
+    if view.state == "closed":
+        return '<p class="quiet">Closed.</p>'
+    return loading(view)
+
+
+def loading(view: EngineView) -> str:
+    """Which part is loading, how far, for how long."""
+    progress = view.progress
+    share = progress.done / progress.total if progress and progress.total else None
+    bar = f'<progress max="1" value="{share:.3f}"' if share is not None else "<progress"
+    return (
+        f'<p class="quiet" role="status">{escape(_step(progress).capitalize())} · {seconds(max(view.seconds, 0.1))}</p>'
+        f'{bar} aria-label="Loading"></progress>'
+    )
+
+
+def _step(progress: hsd.LoadProgress | None) -> str:
+    if progress is None:
+        return "starting the engine"
+    return progress.step if progress.model in progress.step else f"{progress.step}, {progress.model}"
+
+
+def status(view: EngineView) -> str:
+    """A few words for the head of the page."""
+    if view.state == "ready":
+        return f"{plural(view.waiting, 'message')} waiting" if view.waiting else "ready"
+    if view.state in ("failed", "closed"):
+        return "engine not loaded" if view.state == "failed" else "closed"
+    progress = view.progress
+    share = f" {100 * progress.done / progress.total:.0f}%" if progress and progress.total else ""
+    return f"{_step(progress)}{share}"
+
+
+def _ladder(view: EngineView, last: Mapping[str, Any] | None, known: dict[str, str]) -> str:
+    info = view.info
+    assert info is not None
+    used = set(chain(view.plan))
+    done = {level["name"]: level for level in (last or {}).get("levels", ())}
+    names = [info.target, *reversed([m for m in info.models if m != info.target]), LOOKUP]
+    rungs = "".join(_rung(name, info, done.get(name), name in used or not used, known) for name in names)
+    return f'<h3>Levels, dearest first</h3><ol class="ladder">{rungs}</ol>'
+
+
+def _rung(name: str, info: hsd.FamilyInfo, level: Mapping[str, Any] | None, used: bool, known: dict[str, str]) -> str:
+    size = f"{count(info.parameters[name])} parameters" if name in info.parameters else ""
+    if name == LOOKUP:
+        size = "repeats what was said before"
+    role = "target" if name == info.target else ""
+    state = "used" if used else "unused"
+    return (
+        f'<li class="{state} tone-{known.get(name, "grey")}"><span class="{look(name, known)}">{escape(name)}</span>'
+        f'<span class="quiet">{escape(" · ".join(part for part in (role, size) if part))}</span>'
+        f"{_share(name, level, role)}</li>"
+    )
+
+
+def _share(name: str, level: Mapping[str, Any] | None, role: str) -> str:
+    if level and level["proposed"]:
+        percent = f"{100 * level['accepted'] / level['proposed']:.0f}"
+        return (
+            f'<div class="share"><div class="bar" role="meter" aria-label="acceptance of {escape(name)}, percent" '
+            f'aria-valuemin="0" aria-valuemax="100" aria-valuenow="{percent}"><i style="width:{percent}%"></i></div>'
+            f"<span>{level['accepted']:,} of {level['proposed']:,} proposed tokens accepted</span></div>"
+        )
+    if level and role:
+        return f'<div class="share"><span>{plural(level["passes"], "pass")} in the last reply</span></div>'
+    return ""
+
+
+def _plan(view: EngineView, last: Mapping[str, Any] | None) -> str:
+    plan = view.plan or (last or {}).get("plan", "")
+    if not plan:
+        return "<h3>Plan</h3><p class='quiet'>Chosen with the first reply.</p>"
+    text = f"<h3>Plan</h3><p><code>{escape(plan)}</code></p>"
+    if view.reason:
+        text += f'<p class="quiet">{escape(view.reason)}</p>'
+    if last and last.get("forecast_ms_per_token") and last.get("tokens", 0) > 1:
+        outcome = last["decode_seconds"] * 1000 / (last["tokens"] - 1)
+        text += (
+            f'<p class="quiet">Last reply: {last["forecast_ms_per_token"]:.1f} ms per token expected, '
+            f"{outcome:.1f} ms came out.</p>"
+        )
+    return text
+
+
+def _speedups(replies: Sequence[Message]) -> str:
+    values = [m.stats["speedup"] for m in replies if m.stats and m.stats.get("speedup") is not None][-50:]
+    if not values:
+        return ""
+    top = max(*values, 1.2)
+    width, height = 6, 56
+    bars = "".join(
+        f'<rect class="{"" if value >= 1 else "slow"}" x="{place * width}" width="{width - 2}" rx="1" '
+        f'y="{height - value / top * height:.1f}" height="{value / top * height:.1f}"/>'
+        for place, value in enumerate(values)
+    )
+    one = height - height / top
+    middle = sorted(values)[len(values) // 2]
+    caption = f"median {middle:.1f}×, last {values[-1]:.1f}×; the line is plain decoding"
+    return (
+        f"<h3>Speed-up, last {plural(len(values), 'reply')}</h3>"
+        f'<svg class="spark" viewBox="0 0 {50 * width} {height}" role="img" '
+        f'aria-label="{caption}">{bars}<line x1="0" x2="100%" y1="{one:.1f}" y2="{one:.1f}"/></svg>'
+        f'<p class="quiet">{caption}</p>'
+    )
+
+
+def _notes(info: hsd.FamilyInfo) -> str:
+    items = [f"<b>{escape(d.model)}</b> is left out: {escape(d.reason)}" for d in info.dropped]
+    items += [escape(note) for note in info.notes]
+    return f'<h3>Notes</h3><ul class="notes">{"".join(f"<li>{item}</li>" for item in items)}</ul>' if items else ""

@@ -1,0 +1,139 @@
+"""The page: builds the pieces, wires them, returns the Blocks. What they do is the session's business."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from importlib.resources import files
+from typing import Any
+
+import gradio as gr
+
+from chat.session import Session
+from chat.ui import actions, settings, watch
+from chat.ui.tabs import Tabs
+
+CSS = files("chat.ui").joinpath("style.css").read_text("utf-8")
+HEAD = (
+    "<style>@media (max-width: 800px) { html:not(.drawers) .sidebar { display: none !important; } }</style>"
+    f"<script>{files('chat.ui').joinpath('page.js').read_text('utf-8')}</script>"
+)
+# Clicks inside HTML of ours reach Python as one event that says which action on what.
+CLICKS = "element.addEventListener('click', (event) => hsdClick(event, trigger, server, props));"
+OPEN_FROM_ADDRESS = "() => [(location.hash.match(/c=([\\w-]+)/) || ['', ''])[1]]"
+SHOW_IN_ADDRESS = "(id) => { if (id) history.replaceState(null, '', '#c=' + id); }"
+
+
+def build(session: Session) -> gr.Blocks:
+    """The page over a session; its look is in `theme()`, `CSS` and `HEAD`, which `launch` takes."""
+    tabs = Tabs()
+    with gr.Blocks(title="hsd chat", analytics_enabled=False, fill_height=True) as page:
+        ui = _left()
+        ui |= _middle(session)
+        ui |= _right(session)
+        # Never shown: the id of the open conversation, on its way to and from the address.
+        ui["current"] = gr.Textbox(visible="hidden", elem_id="current", label="Open conversation")
+        _wire(page, session, tabs, ui)
+    return page
+
+
+def _html(value: str = "", **options: Any) -> gr.HTML:
+    """HTML of ours: the stylesheet says how it looks, not Gradio's for prose."""
+    return gr.HTML(value, apply_default_css=False, **options)
+
+
+def _left() -> dict[str, Any]:
+    with gr.Sidebar(label="Conversations", width=280, elem_id="left"):
+        _html('<p class="brand">hsd chat</p>', elem_id="brand")
+        new = gr.Button("New chat", elem_id="new", size="md")
+        search = gr.Textbox(
+            placeholder="Search", label="Search conversations", show_label=False, container=False, elem_id="search"
+        )
+        listing = _html(elem_id="listing", js_on_load=CLICKS)
+    return {"new": new, "search": search, "listing": listing}
+
+
+def _middle(session: Session) -> dict[str, Any]:
+    with gr.Column(elem_id="chat"):
+        head = _html(elem_id="head")
+        history = _html(elem_id="history", js_on_load=CLICKS, server_functions=[actions.provenance(session)])
+        # Two, so that only the end of a long reply is sent and laid out again.
+        with gr.Column(elem_id="running"):
+            running = [_html(elem_id="settled", js_on_load=CLICKS), _html(elem_id="rest", js_on_load=CLICKS)]
+        with gr.Column(elem_id="composer"):
+            notice = _html(elem_id="notice")
+            message = gr.Textbox(
+                lines=1,
+                max_lines=12,
+                label="Message",
+                show_label=False,
+                container=False,
+                placeholder="Message",
+                submit_btn="Send",
+                autofocus=True,
+                elem_id="message",
+            )
+    return {"head": head, "history": history, "running": running, "notice": notice, "message": message}
+
+
+def _right(session: Session) -> dict[str, Any]:
+    with gr.Sidebar(label="Engine", width=300, position="right", elem_id="right"):
+        engine = _html(elem_id="engine")
+        fields = settings.build(session.default_plan)
+    return {"engine": engine, "settings": fields}
+
+
+def _wire(page: gr.Blocks, session: Session, tabs: Tabs, ui: dict[str, Any]) -> None:
+    do = actions.Actions(session, tabs)
+    fields, message, current = ui["settings"], ui["message"], ui["current"]
+    quiet: dict[str, Any] = {
+        "show_progress": "hidden",
+        "api_visibility": "private",
+        "concurrency_limit": None,
+    }
+    parts = watch.parts(session, ui)
+
+    async def follow(wanted: str, request: gr.Request) -> AsyncIterator[list[Any]]:
+        async for values in watch.follow(parts, tabs.of(request.session_hash, wanted)):
+            yield values
+
+    async def stream(wanted: str, request: gr.Request) -> AsyncIterator[tuple[str, str]]:
+        async for values in watch.stream(session, tabs.of(request.session_hash, wanted)):
+            yield values
+
+    page.load(do.enter, [current], fields, js=OPEN_FROM_ADDRESS, **quiet)
+    # The browser drops ticks while their event runs; when one has ended or was cut off, the next takes it up again.
+    for event, outputs in ((follow, [part.component for part in parts]), (stream, ui["running"])):
+        gr.Timer(0.25).tick(event, [current], outputs, trigger_mode="once", **quiet)
+    current.change(None, [current], None, js=SHOW_IN_ADDRESS)
+
+    message.submit(do.send, [message, *fields], [message], **quiet)
+    message.stop(do.stop, None, None, **quiet)
+    ui["new"].click(do.new, None, fields, **quiet)
+    ui["search"].change(do.search, [ui["search"]], None, trigger_mode="always_last", **quiet)
+    ui["listing"].select(do.choose, None, fields, **quiet)
+    ui["history"].select(do.turn, fields, [message], **quiet)
+    page.unload(do.leave)
+
+
+def theme() -> gr.themes.Base:
+    """System fonts and one accent; nothing of it is fetched."""
+    accent = gr.themes.Color(
+        "#eef6fc",
+        "#d7eaf7",
+        "#b0d5ee",
+        "#7dbbe2",
+        "#3f99d0",
+        "#0072b2",
+        "#00639b",
+        "#00537f",
+        "#004567",
+        "#003a57",
+        "#00263a",
+    )
+    return gr.themes.Base(
+        primary_hue=accent,
+        neutral_hue=gr.themes.colors.stone,
+        radius_size=gr.themes.sizes.radius_md,
+        font=["ui-sans-serif", "system-ui", "-apple-system", "Segoe UI", "Roboto", "Noto Sans", "sans-serif"],
+        font_mono=["ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "DejaVu Sans Mono", "monospace"],
+    )

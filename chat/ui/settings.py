@@ -1,0 +1,45 @@
+"""The settings of a reply: components, and the way between their values and `Settings`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gradio as gr
+
+from chat.settings import Settings
+
+NAMES = ("temperature", "top_p", "top_k", "min_p", "max_tokens", "seed", "system", "plan")
+
+
+def build(plan: str) -> list[gr.components.Component]:
+    """The panel; its components in the order of `NAMES`."""
+    start = Settings(plan=plan)
+    with gr.Accordion("Settings", open=False, elem_id="settings"):
+        return [
+            gr.Slider(0, 2, start.temperature, step=0.05, label="Temperature", info="0 takes the likeliest token"),
+            gr.Slider(0.05, 1, start.top_p, step=0.01, label="Top-p", info="1 keeps every token"),
+            gr.Number(start.top_k, precision=0, minimum=0, label="Top-k", info="0 keeps every token"),
+            gr.Slider(0, 0.5, start.min_p, step=0.01, label="Min-p", info="0 keeps every token"),
+            gr.Number(start.max_tokens, precision=0, minimum=1, label="Longest reply", info="tokens"),
+            gr.Textbox(label="Seed", placeholder="a new one each time", info="a whole number repeats a reply"),
+            gr.Textbox(label="System prompt", lines=3, max_lines=8),
+            gr.Textbox(start.plan, label="Plan", info="auto, or levels like lookup:2>tiny:3>big"),
+        ]
+
+
+def read(*values: Any) -> Settings:
+    """Settings from the components' values. A seed that is no number is left to the engine's check to refuse."""
+    given = dict(zip(NAMES, values, strict=True))
+    kept = {name: value for name, value in given.items() if value is not None}
+    seed = str(kept.pop("seed", "") or "").strip()
+    kept["seed"] = (int(seed) if seed.lstrip("-").isdecimal() else seed) if seed else None
+    kept["plan"] = str(kept.get("plan", "")).strip() or "auto"
+    return Settings(**kept)
+
+
+def show(settings: Settings) -> list[Any]:
+    """Values for the components."""
+    values = [getattr(settings, name) for name in NAMES]
+    seed = NAMES.index("seed")
+    values[seed] = "" if values[seed] is None else str(values[seed])
+    return values

@@ -1,0 +1,55 @@
+"""What one browser tab is looking at. Everything else lives in the session, for all tabs alike."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+
+from chat.ui.history import SHOWN
+
+MAX_TABS = 1000
+
+
+@dataclass(slots=True)
+class Tab:
+    """`open` is the conversation on show, None for a new one; `problem` a sentence the last action left.
+
+    `entered` is set once it is known what to show, `rendered` is the last reply that the history on show holds.
+    `closed` ends the events that write the page: Gradio tells none that waits that nobody is there any more.
+    """
+
+    open: str | None = None
+    search: str = ""
+    undo: tuple[str, str] | None = None
+    problem: str = ""
+    shown: int = SHOWN
+    entered: bool = False
+    rendered: str = ""
+    closed: bool = False
+
+
+class Tabs:
+    """Tabs by gradio's session hash; the oldest go where there are too many."""
+
+    def __init__(self) -> None:
+        self._tabs: dict[str, Tab] = {}
+        self._lock = threading.Lock()
+
+    def of(self, key: str | None, open_id: str = "") -> Tab:
+        """The tab of this hash; one that is new, or was taken for closed, shows `open_id`."""
+        with self._lock:
+            tab = self._tabs.get(key or "")
+            if tab is None:
+                tab = self._tabs[key or ""] = Tab(
+                    open=open_id if open_id not in ("", "new") else None, entered=bool(open_id)
+                )
+            while len(self._tabs) > MAX_TABS:
+                self._tabs.pop(next(iter(self._tabs))).closed = True
+            return tab
+
+    def drop(self, key: str | None) -> None:
+        """Forget a tab that was closed."""
+        with self._lock:
+            tab = self._tabs.pop(key or "", None)
+            if tab:
+                tab.closed = True

@@ -1,0 +1,123 @@
+"""Text of people and models as HTML that nothing can break out of, and numbers as people write them."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+from markdown_it import MarkdownIt
+from markdown_it.renderer import RendererHTML
+from markdown_it.token import Token
+
+
+def escape(text: object) -> str:
+    """Text for the inside of an element or of a quoted attribute."""
+    return html.escape(str(text), quote=True)
+
+
+class _Renderer(RendererHTML):
+    """Code with a copy button, links in a new tab, and no picture from anywhere: a page that fetches tells on you."""
+
+    def fence(self, tokens: Sequence[Token], idx: int, options: Any, env: Any) -> str:
+        token = tokens[idx]
+        language = token.info.strip().split(" ")[0][:30]
+        return (
+            f'<div class="code"><div class="code-head"><span>{escape(language or "text")}</span>'
+            '<button type="button" data-action="copy-code">Copy</button></div>'
+            f'<pre tabindex="0"><code>{escape(token.content)}</code></pre></div>'
+        )
+
+    def code_block(self, tokens: Sequence[Token], idx: int, options: Any, env: Any) -> str:
+        return self.fence(tokens, idx, options, env)
+
+    def image(self, tokens: Sequence[Token], idx: int, options: Any, env: Any) -> str:
+        token = tokens[idx]
+        source = str(token.attrGet("src") or "")
+        label = escape(token.content or source)
+        return f'<a href="{escape(source)}" target="_blank" rel="noopener noreferrer">{label}</a>'
+
+    def link_open(self, tokens: Sequence[Token], idx: int, options: Any, env: Any) -> str:
+        tokens[idx].attrSet("target", "_blank")
+        tokens[idx].attrSet("rel", "noopener noreferrer")
+        return self.renderToken(tokens, idx, options, env)
+
+    def table_open(self, tokens: Sequence[Token], idx: int, options: Any, env: Any) -> str:
+        return '<div class="scroll"><table>'
+
+    def table_close(self, tokens: Sequence[Token], idx: int, options: Any, env: Any) -> str:
+        return "</table></div>"
+
+
+# "html": False escapes tags in the source; link targets are checked by markdown-it (no javascript:, no data:).
+_markdown = MarkdownIt("commonmark", {"html": False, "breaks": True}, renderer_cls=_Renderer)
+_markdown.enable(["table", "strikethrough"])
+
+
+@lru_cache(maxsize=512)
+def markdown(text: str) -> str:
+    """Markdown as HTML; tags in the text come out as text."""
+    return _markdown.render(text)
+
+
+def seconds(value: float) -> str:
+    """`0.3 s`, `12 s`, `2 min 5 s`, `8 ms` for what is below a hundredth."""
+    if value < 0.0995:
+        return f"{value * 1000:.0f} ms" if value >= 0.001 else f"{value * 1000:.1f} ms"
+    if value < 9.95:
+        return f"{value:.1f} s"
+    if value < 90:
+        return f"{value:.0f} s"
+    return f"{int(value // 60)} min {int(value % 60)} s"
+
+
+class Growing:
+    """Markdown of a text that grows at its end: blocks that are over are rendered once, only the last one again.
+
+    A reference that is defined further down is the one thing that comes out differently from `markdown`.
+    """
+
+    def __init__(self) -> None:
+        self.settled = ""
+        self._read = ""
+
+    def add(self, text: str) -> str:
+        """HTML of what may still change; what cannot is in `settled`. A text that did not grow starts anew."""
+        if not text.startswith(self._read):
+            self.settled, self._read = "", ""
+        rest = text[len(self._read) :]
+        tokens = _markdown.parse(rest)
+        begins = [place for place, token in enumerate(tokens) if token.level == 0 and token.nesting >= 0]
+        last = begins[-1] if begins else 0
+        lines = tokens[last].map if last else None
+        if lines:
+            over = sum(len(line) for line in rest.splitlines(keepends=True)[: lines[0]])
+            self.settled += _markdown.renderer.render(tokens[:last], _markdown.options, {})
+            self._read += rest[:over]
+        return _markdown.renderer.render(tokens[last:], _markdown.options, {})
+
+
+def precise(value: float) -> str:
+    """`0.214 s`, `3.42 s`: for the details, where two times stand side by side."""
+    if value < 1:
+        return f"{value:.3f} s"
+    return f"{value:.2f} s" if value < 10 else seconds(value)
+
+
+def count(value: float) -> str:
+    """`950`, `25M`, `1.7B`: a number of parameters or tokens."""
+    for limit, unit in ((1e9, "B"), (1e5, "M"), (1e4, "k")):
+        if value >= limit:
+            scaled = value / {"B": 1e9, "M": 1e6, "k": 1e3}[unit]
+            return f"{scaled:.1f}{unit}" if scaled < 10 else f"{scaled:.0f}{unit}"
+    return f"{value:,.0f}"
+
+
+def plural(number: int, noun: str) -> str:
+    """`1 token`, `2 tokens`, `2 passes`, `2 replies`."""
+    if number == 1:
+        return f"1 {noun}"
+    if noun.endswith("y"):
+        return f"{number:,} {noun[:-1]}ies"
+    return f"{number:,} {noun}{'es' if noun.endswith('s') else 's'}"

@@ -1,0 +1,293 @@
+"""The one thread that owns the engine: loads it, answers requests in turn, and lets it learn while nobody waits.
+
+Knows nothing of conversations, files or pages: a request carries its messages, results leave through `save`.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import hsd
+from chat.request import EngineLike, EngineState, EngineView, Load, Request, pieces
+
+log = logging.getLogger(__name__)
+
+CHECKPOINT_SECONDS = 1.0
+RETRY_SAVE_SECONDS = 2.0
+
+
+class Worker:
+    """Owns the engine.
+
+    Args:
+        load: makes the engine; called in the worker's thread with a function that takes `hsd.LoadProgress`.
+        save: stores columns of a message; may raise `hsd.StoreError`, then it is tried again later.
+        changed: called with "engine", or with the id of a conversation whose running reply changed or ended.
+    """
+
+    def __init__(
+        self, load: Load, save: Callable[[str, Mapping[str, Any]], None], changed: Callable[[str], None]
+    ) -> None:
+        self._load, self._save, self._changed = load, save, changed
+        self._wake = threading.Condition()
+        self._pending: deque[Request] = deque()
+        self._active: Request | None = None
+        self._unsaved: dict[str, dict[str, Any]] = {}
+        self._closing = False
+        self._learn = False
+        self._engine: EngineLike | None = None
+        self._loading_since = 0.0
+        self._state: EngineState = "starting"
+        self._progress: hsd.LoadProgress | None = None
+        self._error: str | None = None
+        self._info: hsd.FamilyInfo | None = None
+        self._plan = self._reason = ""
+        self.notice: str | None = None
+        self._thread = threading.Thread(target=self._main, name="engine", daemon=True)
+
+    def start(self) -> None:
+        """Begin to load the engine."""
+        self._thread.start()
+
+    def submit(self, request: Request) -> None:
+        """Queue a request; first come, first served."""
+        with self._wake:
+            self._pending.append(request)
+            self._wake.notify_all()
+        self._changed("engine")
+
+    def cancel(self, conversation_id: str) -> bool:
+        """Stop what this conversation waits for and nothing else; whether there was anything."""
+        with self._wake:
+            found = [r for r in [self._active, *self._pending] if r and r.conversation_id == conversation_id]
+            for request in found:
+                request.cancel.set()
+            # One that has not begun ends now: it need not wait for the reply before it.
+            waiting = [r for r in found if r in self._pending]
+            for request in waiting:
+                self._pending.remove(request)
+        for request in waiting:
+            self._end(request, {"state": "cancelled", "finish_reason": "cancelled"})
+        return bool(found)
+
+    def request(self, conversation_id: str) -> tuple[Request, int] | None:
+        """What this conversation waits for, and how many are before it."""
+        with self._wake:
+            queue = [*([self._active] if self._active else []), *self._pending]
+        for place, request in enumerate(queue):
+            if request.conversation_id == conversation_id:
+                return request, place
+        return None
+
+    def unsaved(self, message_id: str) -> Mapping[str, Any]:
+        """Columns of a message that could not be stored yet."""
+        return self._unsaved.get(message_id, {})
+
+    @property
+    def view(self) -> EngineView:
+        """The engine now."""
+        with self._wake:
+            return EngineView(
+                state=self._state,
+                progress=self._progress,
+                error=self._error,
+                info=self._info,
+                plan=self._plan,
+                reason=self._reason,
+                seconds=time.monotonic() - self._loading_since if self._loading_since else 0.0,
+                waiting=len(self._pending),
+            )
+
+    @property
+    def alive(self) -> bool:
+        """Whether the thread still runs; after `close` only if it was in the middle of loading."""
+        return self._thread.is_alive()
+
+    def close(self, timeout: float = 20.0) -> None:
+        """Stop what runs, mark it as interrupted, close the engine."""
+        with self._wake:
+            self._closing = True
+            if self._active:
+                self._active.cancel.set()
+            self._wake.notify_all()
+        if self._thread.ident is not None:
+            # An engine that is still loading cannot be stopped and has nothing to lose.
+            self._thread.join(timeout if self._state == "ready" else 0.5)
+        if self._thread.is_alive() or self._thread.ident is None:
+            self._interrupt_waiting()
+
+    # In the worker's thread
+
+    def _main(self) -> None:
+        self._open()
+        while True:
+            with self._wake:
+                self._active = self._pending.popleft() if self._pending and not self._closing else None
+            if self._active:
+                self._run(self._active)
+            elif self._closing:
+                break
+            else:
+                self._idle()
+        self._shut()
+
+    def _open(self) -> None:
+        self._loading_since = time.monotonic()
+        self._set_state("loading")
+        try:
+            self._engine = self._load(self._note_progress)
+        except hsd.HsdError as error:
+            self._error = str(error)
+        except Exception as error:
+            log.exception("the engine did not load")
+            self._error = f"The engine did not load: {type(error).__name__}: {error}. Run `hsd doctor` for the details."
+        self._learn = True
+        self._note_info()
+        self._set_state("ready" if self._engine else "failed")
+
+    def _note_info(self) -> None:
+        # Kept, since pages look often and the engine gathers it anew each time.
+        self._info = self._engine.info if self._engine else None
+
+    def _note_progress(self, progress: hsd.LoadProgress) -> None:
+        self._progress = progress
+        self._changed("engine")
+
+    def _set_state(self, state: EngineState) -> None:
+        with self._wake:
+            self._state = state
+        self._changed("engine")
+
+    def _idle(self) -> None:
+        self._save_again()
+        if self._learn and self._engine:
+            self._learn = False
+            try:
+                self._engine.learn(should_stop=lambda: bool(self._pending) or self._closing)
+            except Exception:
+                # Learning only makes later replies faster; a failure in it must not end the chat.
+                log.exception("learning from finished replies failed")
+        with self._wake:
+            if not self._pending and not self._closing:
+                self._wake.wait(RETRY_SAVE_SECONDS if self._unsaved else None)
+
+    def _run(self, request: Request) -> None:
+        if self._engine is None:
+            self._end(request, {"state": "error", "finish_reason": "error", "error": self._error})
+            return
+        request.started = time.monotonic()
+        self._changed(request.conversation_id)
+        try:
+            values = self._follow(self._engine, request)
+        except hsd.PromptError as error:
+            values = {"state": "error", "finish_reason": "refused", "error": str(error)}
+        except hsd.HsdError as error:
+            values = {**request.partial(), "state": "error", "finish_reason": "error", "error": str(error)}
+        except Exception as error:
+            log.exception("the engine failed during a reply")
+            sentence = f"The engine failed: {type(error).__name__}: {error}. Try again, or restart the program."
+            values = {**request.partial(), "state": "error", "finish_reason": "error", "error": sentence}
+        self._learn = True
+        self._note_info()
+        self._end(request, values)
+
+    def _follow(self, engine: EngineLike, request: Request) -> dict[str, Any]:
+        saved = time.monotonic()
+        values: dict[str, Any] | None = None
+        for event in engine.stream(request.messages, request.params, plan=request.plan, cancel=request.cancel):
+            match event:
+                case hsd.Tokens():
+                    request.add(event)
+                    if time.monotonic() - saved >= CHECKPOINT_SECONDS:
+                        self._store(request.message_id, request.partial())
+                        saved = time.monotonic()
+                case hsd.Started():
+                    request.dropped_turns = event.dropped_turns
+                    self._note_plan(request, event.plan, "")
+                case hsd.Replanned():
+                    self._note_plan(request, event.plan, event.reason)
+                case hsd.Finished():
+                    values = self._finished(request, event.reply)
+            self._changed(request.conversation_id)
+        return values or {**request.partial(), "state": "interrupted"}
+
+    def _note_plan(self, request: Request, plan: hsd.Plan, reason: str) -> None:
+        request.decided_plan = str(plan)
+        self._plan, self._reason = str(plan), reason
+        self._changed("engine")
+
+    def _finished(self, request: Request, reply: hsd.Reply) -> dict[str, Any]:
+        stats = asdict(reply.stats)
+        stats["tokens_per_second"] = reply.stats.tokens_per_second
+        stats["dropped_turns"] = request.dropped_turns
+        stats["seed"] = reply.seed
+        provenance = list(stats.pop("provenance"))
+        state = {"cancelled": "cancelled", "error": "error"}.get(reply.finish_reason, "done")
+        if self._closing and state == "cancelled":
+            state = "interrupted"
+        return {
+            "text": reply.text,
+            "token_ids": list(reply.token_ids),
+            "provenance": provenance,
+            "pieces": self._pieces(reply.token_ids),
+            "state": state,
+            "finish_reason": reply.finish_reason,
+            "error": reply.error,
+            "stats": stats if reply.stats.tokens else None,
+        }
+
+    def _pieces(self, ids: Sequence[int]) -> list[str]:
+        try:
+            return pieces(self._engine.tokenizer.decode, ids) if self._engine else []
+        except Exception:
+            # Only the view of where tokens came from needs them; the reply is worth more.
+            log.exception("the reply could not be cut into tokens")
+            return []
+
+    def _end(self, request: Request, values: dict[str, Any]) -> None:
+        self._store(request.message_id, values)
+        with self._wake:
+            if self._active is request:
+                self._active = None
+        self._changed(request.conversation_id)
+        self._changed("engine")
+
+    def _store(self, message_id: str, values: Mapping[str, Any]) -> None:
+        values = {**self._unsaved.get(message_id, {}), **values}
+        try:
+            self._save(message_id, values)
+        except hsd.StoreError as error:
+            self._unsaved[message_id] = values
+            self.notice = f"{error} The reply is kept in memory and stored as soon as that works."
+            self._changed("engine")
+        else:
+            if self._unsaved.pop(message_id, None) is not None and not self._unsaved:
+                self.notice = None
+                self._changed("engine")
+
+    def _save_again(self) -> None:
+        for message_id in list(self._unsaved):
+            self._store(message_id, {})
+
+    def _interrupt_waiting(self) -> None:
+        with self._wake:
+            left = list(self._pending)
+            self._pending.clear()
+        for request in left:
+            self._end(request, {**request.partial(), "state": "interrupted"})
+
+    def _shut(self) -> None:
+        self._interrupt_waiting()
+        self._save_again()
+        if self._engine:
+            try:
+                self._engine.close()
+            except Exception:
+                log.exception("the engine did not close")
+        self._set_state("closed")

@@ -1,0 +1,143 @@
+"""What the page says, without a page: text that cannot break out, numbers with their units, the line under a reply."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from chat_fakes import POEM
+
+import hsd
+from chat.records import Message
+from chat.request import EngineView
+from chat.session import Live
+from chat.ui import engine, history, reply
+from chat.ui.levels import looks
+from chat.ui.text import Growing, count, markdown, plural, seconds
+
+NASTY = '"><script>alert(1)</script><img src=x onerror=alert(1)>&'
+STATS = {
+    "seconds": 0.5,
+    "first_token_seconds": 0.3,
+    "tokens": 30,
+    "tokens_per_second": 61.2,
+    "speedup": 2.44,
+    "baseline_seconds": 1.22,
+    "baseline": "estimated",
+    "plan": "lookup:2>tiny:3>large",
+    "target_passes": 8,
+    "prompt_tokens": 14,
+    "reused_tokens": 4,
+    "decode_seconds": 0.2,
+    "forecast_ms_per_token": 3.0,
+    "levels": [
+        {"name": "lookup", "proposed": 10, "accepted": 4, "passes": 10, "seconds": 0.001, "width": 1.0},
+        {"name": "large", "proposed": 0, "accepted": 0, "passes": 8, "seconds": 0.1, "width": 3.0},
+    ],
+}
+KNOWN = looks(("tiny", "small", "large"), "large")
+
+
+def message(**values: object) -> Message:
+    return Message("id", "c", "p", "assistant", **{"text": "Hello.", "stats": STATS, **values})  # type: ignore[arg-type]
+
+
+def test_the_line_says_what_product_md_promises() -> None:
+    assert reply.line(STATS) == "2.4× estimated · 61 tok/s · first token 0.3 s · lookup→tiny→large"
+    assert reply.line({**STATS, "baseline": "measured"}).startswith("2.4× · ")
+
+
+def test_below_one_the_line_says_so_in_words() -> None:
+    assert reply.line({**STATS, "speedup": 0.8}).startswith("slower than plain decoding, 0.80× estimated · ")
+
+
+def test_a_reply_without_a_baseline_or_a_draft_claims_no_speedup() -> None:
+    assert reply.line({**STATS, "speedup": None}).startswith("61 tok/s")
+    assert reply.line({**STATS, "plan": "large"}) == "61 tok/s · first token 0.3 s · large alone"
+
+
+def test_details_name_units_and_denominators() -> None:
+    html = reply.details(message(params={"plan": "auto"}), KNOWN)
+    for words in (
+        "3.75 (30 tokens in 8 passes)",
+        "2.44×: 0.500 s here, 1.22 s by plain decoding (estimated from the target's measured step times)",
+        "4 of 10",
+        "3.0 ms per token expected, 6.9 ms came out",
+        "chosen by auto",
+    ):
+        assert words in html
+
+
+def test_provenance_marks_every_token_and_escapes_it() -> None:
+    html = reply.provenance(message(provenance=("lookup", "large"), pieces=(NASTY, " b")), KNOWN)
+    assert "<script" not in html and "<img" not in html and html.count('class="token ') == 2
+    assert "lookup</span> proposed 1 of 2 tokens, 50%" in html
+    assert "not recorded" in reply.provenance(message(provenance=("lookup",), pieces=()), KNOWN)
+
+
+@pytest.mark.parametrize("state", ["done", "cancelled", "interrupted", "error", "running"])
+def test_nothing_people_or_models_write_becomes_markup(state: str) -> None:
+    turns = [
+        replace(message(text=NASTY, state=state, error=NASTY), id=NASTY),
+        replace(message(text=NASTY, stats=None), role="user"),
+    ]
+    for html in (history.history(turns, KNOWN), history.empty(NASTY, [NASTY])):
+        assert "<script" not in html and "<img" not in html
+    live = Live("m", NASTY, 3, "a:2>b", True, 0, False)
+    assert "<script" not in "".join(history.running(live, Growing(), loading=False))
+
+
+def test_a_markdown_reply_loads_nothing_and_runs_nothing() -> None:
+    html = markdown(POEM + "\n\n[a](JaVaScRiPt:alert(1)) [b](data:text/html,x) <https://ok.example>\n\n    code <b>")
+    assert "<img" not in html and "<script" not in html and "javascript:alert" not in html.replace("](javascript", "")
+    assert 'href="data:' not in html and html.count('rel="noopener noreferrer"') == 3
+    assert "<table>" in html and 'data-action="copy-code"' in html
+
+
+def test_text_that_grows_ends_up_as_the_same_markdown() -> None:
+    for step in (1, 7, 50):
+        growing, tail = Growing(), ""
+        for end in range(step, len(POEM) + step, step):
+            tail = growing.add(POEM[:end])
+        assert growing.settled + tail == markdown(POEM)
+        assert growing.settled
+        assert growing.add("Something else.") == markdown("Something else.") and growing.settled == ""
+
+
+def test_long_conversations_show_their_end_and_offer_the_rest() -> None:
+    turns = [replace(message(stats=None), id=f"m{i}") for i in range(250)]
+    html = history.history(turns, KNOWN, shown=100)
+    assert html.count("<article") == 100 and "Show 150 earlier messages" in html and 'data-id="m249"' in html
+
+
+def test_the_engine_column_says_what_is_loading_and_what_was_left_out() -> None:
+    loading = EngineView("loading", hsd.LoadProgress("big", "reading weights", 1, 4), seconds=3.2)
+    assert "Reading weights, big · 3.2 s" in engine.column(loading, "Title", [], {})
+    assert engine.status(loading) == "reading weights, big 25%"
+    failed = EngineView("failed", error=f"No weights {NASTY}.")
+    assert "<script" not in engine.column(failed, NASTY, [], {}) and 'role="alert"' in engine.column(failed, "", [], {})
+    info = hsd.FamilyInfo("f", "F", ("tiny", "big"), "big", 512, "cpu", {"big": 25_000_000}, (hsd.Dropped("x", "why"),))
+    column = engine.column(EngineView("ready", info=info, plan="tiny:2>big"), "F", [message()], KNOWN)
+    assert "25M parameters" in column and "<b>x</b> is left out: why" in column and "median 2.4×" in column
+
+
+def test_levels_differ_in_more_than_colour() -> None:
+    names = looks([f"m{i}" for i in range(6)])
+    assert names["m5"] == "blue" and len(set(names.values())) == 7
+
+
+def test_numbers_as_people_write_them() -> None:
+    assert [seconds(v) for v in (0.004, 0.3, 3.21, 12.4, 125)] == ["4 ms", "0.3 s", "3.2 s", "12 s", "2 min 5 s"]
+    assert [count(v) for v in (950, 48_000, 700_000, 25e6, 1.7e9)] == ["950", "48k", "0.7M", "25M", "1.7B"]
+    assert [plural(n, w) for n, w in ((1, "pass"), (2, "pass"), (3, "reply"))] == ["1 pass", "2 passes", "3 replies"]
+
+
+def test_neither_torch_nor_gradio_is_imported_before_it_is_needed() -> None:
+    code = (
+        "import sys, chat.__main__; assert not {'torch', 'gradio'} & set(sys.modules); "
+        "import chat.ui.page; assert 'torch' not in sys.modules and 'transformers' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).resolve().parent.parent)

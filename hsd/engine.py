@@ -52,6 +52,7 @@ class Engine:
         self._conversations = Conversations(loaded.models, cache_bytes)
         self.planner = Planner(_family_key(loaded), loaded.models, stats)
         self._lock = Turn()
+        self._last: tuple[float, int] | None = None  # temperature and prompt length of the last reply
         self._learner = Learner(self.planner, stats, list(loaded.models))
         self._broken: str | None = None
         self._closed = False
@@ -220,6 +221,8 @@ class Engine:
             if self._learner.run(should_stop) and not should_stop():
                 self.planner.refresh_target()
                 self.planner.store_costs()
+            if self._last is not None and self.planner.measured and not should_stop():
+                self.planner.replan(*self._last)
 
     def explain(self, temperature: float = 0.7) -> dict[str, Any]:
         """Costs, acceptances, the plan that `auto` runs and every alternative with its forecast, as plain values."""
@@ -287,6 +290,8 @@ class Engine:
             record_of(reply, generation.request, generation.rounds, self.planner.family, str(self._target.device))
         )
         self._learner.replied(reply.stats.seconds)
+        self.planner.replied()
+        self._last = (generation.request.params.temperature, reply.stats.prompt_tokens)
         if reply_id and len(reply.token_ids) > 1 and self._target.cuttable and error is None:
             tokens = (*generation.request.prompt, *reply.token_ids)
             self._learner.add(Scorable(conversation, tokens, generation.request, generation.sampler, reply_id))
@@ -304,7 +309,7 @@ class Engine:
                 return Plan(self._target.name), None
             with self._lock:
                 self._measured()
-                decision = self.planner.choose(params.temperature, prompt_tokens)
+                decision = self.planner.plan_for(params.temperature, prompt_tokens)
             return decision.plan, decision.forecast_ms
         chosen = self.planner.checked(plan)
         return chosen, self.planner.forecast(chosen, params.temperature, prompt_tokens)

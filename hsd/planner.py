@@ -17,12 +17,15 @@ from hsd import planning
 from hsd.errors import ConfigError
 from hsd.planning import Decision
 from hsd.runtime import MAX_WIDTH, LanguageModel, Pass
-from hsd.runtime.costs import StepCosts
+from hsd.runtime.costs import StepCosts, bucket
 from hsd.stats import CostRecord, Stats, SwitchRecord, temperature_bucket
 from hsd.types import LOOKUP, Plan
 
 LOOKUP_MS = 0.004
 """Milliseconds of one proposal of the lookup level, measured on a 2-core CPU at 2k and 32k tokens of context."""
+
+_STALE = 8
+"""Replies after which a decision is made anew even if nobody was idle."""
 
 
 class Planner:
@@ -40,7 +43,8 @@ class Planner:
         self._stats = stats
         self.target = list(models)[-1]
         self._costs = {name: StepCosts(model) for name, model in models.items()}
-        self._current: dict[str, Plan] = {}
+        self._decisions: dict[tuple[str, int], Decision] = {}
+        self._replies_since: dict[tuple[str, int], int] = {}
 
     @property
     def measured(self) -> bool:
@@ -118,8 +122,30 @@ class Planner:
         """Measured acceptance estimates of this family at this temperature, by (draft, verifier)."""
         return self._stats.acceptances(self.family, temperature_bucket(temperature))
 
+    def replied(self) -> None:
+        """A reply was finished: what was decided before it is one reply older."""
+        for key in self._replies_since:
+            self._replies_since[key] += 1
+
+    def plan_for(self, temperature: float, context: int = 0) -> Decision:
+        """The plan for a reply that begins now: the last decision, unless it has grown old.
+
+        Ranking takes milliseconds that belong to the time to the first token, so it is done by `replan` while idle;
+        where nobody is ever idle, every few replies.
+        """
+        key = (temperature_bucket(temperature), bucket(context))
+        if self._replies_since.get(key, _STALE) >= _STALE:
+            return self.choose(temperature, context)
+        return self._decisions[key]
+
+    def replan(self, temperature: float, context: int = 0) -> None:
+        """Decides anew if there was a reply since."""
+        key = (temperature_bucket(temperature), bucket(context))
+        if self._replies_since.get(key, 1):
+            self.choose(temperature, context)
+
     def choose(self, temperature: float, context: int = 0) -> Decision:
-        """The plan for the next reply."""
+        """Ranks all plans by today's numbers and decides; a switch is stored with its reason."""
         names = {LOOKUP, *self._models}
         measured = {
             pair: estimate for pair, estimate in self.acceptances(temperature).items() if names.issuperset(pair)
@@ -127,8 +153,8 @@ class Planner:
         costs = self.costs(context)
         rates = planning.with_priors(costs, {pair: e.rate for pair, e in measured.items()})
         errors = planning.standard_errors(rates, {pair: e.standard_error for pair, e in measured.items()})
-        bucket = temperature_bucket(temperature)
-        current = self._current.get(bucket)
+        key = (temperature_bucket(temperature), bucket(context))
+        current = self._decisions[key].plan if key in self._decisions else None
         ranked = planning.ranking(costs, rates, max_drafts=3)
         held_ms = None if current is None else planning.expected_ms_per_token(current, costs, rates)
         pairs = {(a, b) for r in ranked[:3] for a, b in zip(r.plan.names, r.plan.names[1:], strict=False)}
@@ -150,7 +176,8 @@ class Planner:
                     to_forecast_ms=decision.forecast_ms,
                 )
             )
-        self._current[bucket] = decision.plan
+        self._decisions[key] = decision
+        self._replies_since[key] = 0
         return decision
 
     def checked(self, plan: str | Plan) -> Plan:

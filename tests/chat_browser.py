@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -79,14 +79,38 @@ def shoot(page: Any, name: str) -> None:
         page.screenshot(path=str(Path(folder) / f"{name}.png"))
 
 
-def observe(look: Callable[[], str], done: Callable[[], bool], page: Any, seconds: float = 60) -> list[str]:
-    """What was to be seen, each change once, until it is done."""
-    seen: list[str] = []
-    for _ in range(int(seconds / 0.03)):
-        now = look()
-        if now and (not seen or now != seen[-1]):
-            seen.append(now)
-        if done():
-            return seen
-        page.wait_for_timeout(30)
-    raise AssertionError(f"not done after {seconds} s; saw {seen[-3:]}")
+WATCH = """() => {
+  window.seen = [];
+  const look = () => {
+    const text = [...document.querySelectorAll("#running .prose")].map((part) => part.innerText).join("\\n\\n");
+    if (text && text !== window.seen.at(-1)) window.seen.push(text);
+  };
+  new MutationObserver(look).observe(document.getElementById("running"),
+    { childList: true, subtree: true, characterData: true });
+}"""
+
+
+STOP = """() => new MutationObserver((_, observer) => {
+  const button = document.querySelector("#message .stop-button");
+  if (button && document.querySelector("#running .prose")) { observer.disconnect(); button.click(); }
+}).observe(document.body, { childList: true, subtree: true })"""
+
+
+def stop_when_it_begins(page: Any) -> None:
+    """Click Stop as soon as the next reply shows its first words: a small model is done in a fraction of a second."""
+    page.evaluate(STOP)
+
+
+def shooting() -> bool:
+    """Whether screenshots are wanted."""
+    return bool(os.environ.get("HSD_SCREENSHOTS"))
+
+
+def watch_running(page: Any) -> None:
+    """Keep every text that the running reply shows from now on, for `seen`; polling would miss a quick model's."""
+    page.evaluate(WATCH)
+
+
+def seen(page: Any) -> list[str]:
+    """What the running reply has shown since `watch_running`, each change once."""
+    return page.evaluate("window.seen")

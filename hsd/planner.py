@@ -15,10 +15,10 @@ import torch
 
 from hsd import planning
 from hsd.errors import ConfigError
-from hsd.planning import Decision
+from hsd.planning import Decision, Ranked, Replayed
 from hsd.runtime import MAX_WIDTH, LanguageModel, Pass
 from hsd.runtime.costs import StepCosts, bucket
-from hsd.stats import CostRecord, Stats, SwitchRecord, temperature_bucket
+from hsd.stats import SURE_POSITIONS, CostRecord, Stats, SwitchRecord, temperature_bucket
 from hsd.types import LOOKUP, Plan
 
 LOOKUP_MS = 0.004
@@ -26,6 +26,12 @@ LOOKUP_MS = 0.004
 
 _STALE = 8
 """Replies after which a decision is made anew even if nobody was idle."""
+
+_CANDIDATES = 12
+"""Plans of the ranking that are replayed: milliseconds each."""
+
+_REPLAYED = 24
+"""Last scored replies that plans are replayed on."""
 
 
 class Planner:
@@ -158,13 +164,20 @@ class Planner:
         ranked = planning.ranking(costs, rates, max_drafts=3)
         held_ms = None if current is None else planning.expected_ms_per_token(current, costs, rates)
         pairs = {(a, b) for r in ranked[:3] for a, b in zip(r.plan.names, r.plan.names[1:], strict=False)}
-        decision = planning.choose(
-            ranked,
-            current,
-            current_ms=held_ms,
-            uncertainty=lambda new, old: planning.gain_error(new, old, costs, rates, errors),
-            sure=all(pair in measured and measured[pair].sure for pair in pairs),
-        )
+        sure = all(pair in measured and measured[pair].sure for pair in pairs)
+
+        def error(new: Plan, old: Plan) -> float:
+            return planning.gain_error(new, old, costs, rates, errors)
+
+        replayed = self._replay(ranked, current, costs, key[0])
+        if replayed:
+            ranked = [Ranked(plan, done.ms_per_token) for plan, done in replayed.items() if done.ms_per_token]
+            held_ms = None if current is None else replayed[current].ms_per_token
+
+            def error(new: Plan, old: Plan) -> float:
+                return planning.relative_gain(replayed[new], replayed[old])[1]
+
+        decision = planning.choose(ranked, current, current_ms=held_ms, uncertainty=error, sure=sure)
         if current is not None and decision.plan != current:
             self._stats.record_switch(
                 SwitchRecord(
@@ -205,6 +218,22 @@ class Planner:
                 f"'{self.target}' decodes plainly: its cache cannot be cut back.", f"Use the plan '{self.target}'."
             )
         return chosen
+
+    def _replay(
+        self, ranked: Sequence[Ranked], current: Plan | None, costs: Mapping[str, Sequence[float]], bucket_name: str
+    ) -> dict[Plan, Replayed]:
+        """The best candidates walked over the last replies' own positions: acceptance comes in runs, averages hide it.
+
+        Empty until enough positions were scored, or where some candidate cannot be replayed.
+        """
+        sequences = self._stats.sequences(self.family, bucket_name, last=_REPLAYED)
+        if sum(len(next(iter(reply.values()))) for reply in sequences) < SURE_POSITIONS:
+            return {}
+        plans = dict.fromkeys(
+            [*(r.plan for r in ranked[:_CANDIDATES]), Plan(self.target), *([current] if current else [])]
+        )
+        done = planning.replay(list(plans), costs, sequences)
+        return {} if any(r.ms_per_token is None for r in done) else dict(zip(plans, done, strict=True))
 
     def forecast(self, plan: Plan, temperature: float, context: int = 0) -> float | None:
         """Expected ms per token of a plan; None where its costs or a pair of it were never measured."""

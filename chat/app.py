@@ -14,6 +14,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 import webbrowser
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -74,8 +75,11 @@ def serve(arguments: Arguments) -> int:
     password = arguments.password or needed_password(arguments)
     page, address, shared = launch(session, arguments, password)
     _announce(arguments, address, shared, password, folder)
-    session.visited.wait(FIRST_LOOK_SECONDS)
-    session.start()
+    deadline = time.monotonic() + FIRST_LOOK_SECONDS
+    while not stopped.wait(0.05):
+        if session.visited.is_set() or time.monotonic() > deadline:
+            session.start()
+            break
     while not stopped.wait(3600):
         pass
     print("\nStopping…", flush=True)

@@ -5,6 +5,7 @@ Knows nothing of conversations, files or pages: a request carries its messages, 
 
 from __future__ import annotations
 
+import functools
 import logging
 import threading
 import time
@@ -243,8 +244,11 @@ class Worker:
         }
 
     def _pieces(self, ids: Sequence[int]) -> list[str]:
+        if self._engine is None:
+            return []
         try:
-            return pieces(self._engine.tokenizer.decode, ids) if self._engine else []
+            # The token that ends a reply is no text of it.
+            return pieces(functools.partial(self._engine.tokenizer.decode, skip_special_tokens=True), ids)
         except Exception:
             # Only the view of where tokens came from needs them; the reply is worth more.
             log.exception("the reply could not be cut into tokens")

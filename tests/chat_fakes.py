@@ -32,7 +32,7 @@ class Vocabulary:
         self.words += [word for word in words if word not in self.words]
         return tuple(self.words.index(word) for word in words)
 
-    def decode(self, ids: Sequence[int]) -> str:
+    def decode(self, ids: Sequence[int], skip_special_tokens: bool = False) -> str:
         return " ".join(self.words[i] for i in ids)
 
 

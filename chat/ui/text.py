@@ -100,6 +100,8 @@ class Growing:
 
 def precise(value: float) -> str:
     """`0.214 s`, `3.42 s`: for the details, where two times stand side by side."""
+    if value < 0.001:
+        return f"{value * 1000:.1f} ms"
     if value < 1:
         return f"{value:.3f} s"
     return f"{value:.2f} s" if value < 10 else seconds(value)

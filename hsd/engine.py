@@ -186,8 +186,9 @@ class Engine:
             params: sampling settings.
             plan: "auto", or `level:threshold>…>target`.
             verification: rule above temperature 0, "block" or "token".
-            early_stop: let levels stop drafting before their threshold when one more token does not pay. Thresholds
-                alone stop them so far, so both values decode alike.
+            early_stop: let the first level, if it is a model, stop drafting before its threshold when one more token
+                does not pay. Needs 500 scored positions; off above temperature 0 where `params` has a seed, because
+                what is drafted then depends on what was learned so far.
             cancel: set it, from any thread, to end the reply.
 
         Raises:
@@ -204,10 +205,16 @@ class Engine:
             messages, self._target.context, params.max_tokens, drop=self._loaded.family.overflow == "drop"
         )
         chosen, forecast = self._plan(plan, params, len(prompt))
+        stop = None
+        # A seed promises the same reply for the same plan, and above T = 0 what is drafted moves the coins.
+        if early_stop and (params.greedy or params.seed is None):
+            stop = self.planner.stop_rule(chosen, params.temperature, len(prompt))
+            if stop and plan == "auto":
+                chosen = self.planner.uncapped(chosen)
         if params.seed is None:
             params = replace(params, seed=secrets.randbits(31))
         request = Request(
-            tuple(prompt), params, chosen, verification, begun, forecast, dropped, cancel or threading.Event()
+            tuple(prompt), params, chosen, verification, begun, stop, forecast, dropped, cancel or threading.Event()
         )
         return self._run(request)
 

@@ -14,6 +14,7 @@ from hsd.conversations import Conversation
 from hsd.errors import HsdError
 from hsd.hierarchy import Hierarchy, Round, TokenSequence, failed_pass, make_levels
 from hsd.params import SamplingParams
+from hsd.planning import StopRule
 from hsd.prompts import Tokenizer
 from hsd.runtime import Reader
 from hsd.sampling import Sampler
@@ -41,6 +42,7 @@ class Request:
         plan: the plan to run, frozen.
         verification: rule above temperature 0.
         begun: `time.perf_counter()` when the call came.
+        stop: when the first level stops drafting by value; None leaves it to its threshold.
         forecast_ms: what the planner expects of the plan, ms per token.
         dropped_turns: oldest turns that were left out of the prompt.
         cancel: set from anywhere to end the reply within one round.
@@ -51,6 +53,7 @@ class Request:
     plan: Plan
     verification: Verification
     begun: float
+    stop: StopRule | None = None
     forecast_ms: float | None = None
     dropped_turns: int = 0
     cancel: threading.Event = field(default_factory=threading.Event)
@@ -96,6 +99,7 @@ class Generation:
             limit=min(context, len(request.prompt) + request.params.max_tokens),
             rule=request.verification,
             coins=coins,
+            stop=request.stop,
         )
         self._text = TextStream(tokenizer, request.params.stop)
         self._ids: list[int] = []

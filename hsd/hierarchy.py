@@ -22,6 +22,7 @@ from torch import Tensor
 
 from hsd.errors import HsdError, ModelError
 from hsd.lookup import SuffixIndex
+from hsd.planning import StopRule
 from hsd.runtime import Reader
 from hsd.sampling import Sampler
 from hsd.types import LOOKUP, LevelStats
@@ -95,6 +96,7 @@ class Hierarchy:
         limit: longest sequence, prompt and reply together.
         rule: "block" or "token", above temperature 0.
         coins: source of all randomness, floats in [0, 1).
+        stop: lets the first level, if it is a model, stop by value before its threshold.
     """
 
     def __init__(
@@ -107,6 +109,7 @@ class Hierarchy:
         limit: int,
         rule: str,
         coins: random.Random,
+        stop: StopRule | None = None,
     ) -> None:
         self.levels = list(levels)
         self.sequence = sequence
@@ -115,6 +118,7 @@ class Hierarchy:
         self._limit = limit
         self._rule = rule
         self._coins = coins
+        self._stop = stop
         self._marks = [len(level.source.meter.passes) if isinstance(level.source, Reader) else 0 for level in levels]
 
     @property
@@ -183,6 +187,8 @@ class Hierarchy:
     def _fill(self, at: int) -> None:
         """Level `at` emits tokens until it holds its threshold; a lookup that knows nothing stops before."""
         level, tokens = self.levels[at], self.sequence.tokens
+        if at == 0 and self._stop and isinstance(level.source, Reader):
+            return self._draft_by_value(level, self._stop)
         start, room = len(tokens), self._room(at)
         while len(tokens) - start < level.threshold and len(tokens) < room and not self._ended():
             if isinstance(level.source, SuffixIndex):
@@ -193,14 +199,24 @@ class Hierarchy:
             else:
                 self._verify(at)
 
-    def _draft(self, level: Level) -> None:
-        """The first level draws one token."""
-        row = self._distributions(level, 1)
+    def _draft_by_value(self, level: Level, stop: StopRule) -> None:
+        """The first level drafts while one more token pays; what it asks depends on tokens that it has kept."""
+        tokens = self.sequence.tokens
+        end, chance = min(len(tokens) + level.threshold, self._room(0)), 1.0
+        while len(tokens) < end and stop.pays(chance) and not self._ended():
+            chance *= stop.calibration.chance(self._draft(level, measured=True))
+
+    def _draft(self, level: Level, measured: bool = False) -> float:
+        """The first level draws one token; its confidence in it, if that is to be measured."""
+        assert isinstance(level.source, Reader)
+        logits = self._logits(level, level.source, 1)
+        row = self._sampler.rows(logits, self.sequence.tokens)
         token = row[0] if isinstance(row, list) else draw(row[0], self._coins.random())
         if token < 0:
             raise self._no_distribution(level)
         level.rows.append(row)
         self._append(token, level)
+        return float(self._sampler.confidences(row, logits)) if measured else 1.0
 
     def _look_up(self, level: Level, index: SuffixIndex) -> bool:
         """A lookup proposes the token that followed the same words before; False if there were none."""
@@ -216,8 +232,12 @@ class Hierarchy:
     def _distributions(self, level: Level, n: int) -> Rows:
         """The level's distributions of the tokens behind the last `n` prefixes of the sequence."""
         assert isinstance(level.source, Reader), "a lookup drafts and never verifies"
+        return self._sampler.rows(self._logits(level, level.source, n), self.sequence.tokens)
+
+    def _logits(self, level: Level, reader: Reader, n: int) -> Tensor:
+        """The level's logits of the last `n` positions; a failure names the level."""
         try:
-            return self._sampler.rows(level.source.read(self.sequence.tokens, n), self.sequence.tokens)
+            return reader.read(self.sequence.tokens, n)
         except HsdError:
             raise
         except Exception as error:

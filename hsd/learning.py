@@ -85,14 +85,14 @@ class Learner:
         if reply.conversation.shared(tokens) < len(tokens):
             return False  # edited or regenerated since: its caches hold another text
         begun = time.perf_counter()
-        overlaps = scoring.score(
+        scores = scoring.score(
             reply.conversation, self._names, tokens, len(reply.request.prompt), reply.sampler, should_stop
         )
         self._own_seconds += time.perf_counter() - begun
-        if overlaps is None:
+        if scores is None:
             self._waiting.append(reply)
             return False
-        return self._stats.record_scores(reply.reply_id, overlaps)
+        return self._stats.record_scores(reply.reply_id, scores.overlaps, scores.confidences)
 
 
 def record_of(reply: Reply, request: Request, rounds: Sequence[Round], family: str, device: str) -> ReplyRecord:

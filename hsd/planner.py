@@ -15,11 +15,11 @@ import torch
 
 from hsd import planning
 from hsd.errors import ConfigError
-from hsd.planning import Decision, Ranked, Replayed
+from hsd.planning import Calibration, Decision, Ranked, Replayed, StopRule
 from hsd.runtime import MAX_WIDTH, LanguageModel, Pass
 from hsd.runtime.costs import StepCosts, bucket
 from hsd.stats import SURE_POSITIONS, CostRecord, Stats, SwitchRecord, temperature_bucket
-from hsd.types import LOOKUP, Plan
+from hsd.types import LOOKUP, Plan, Stage
 
 LOOKUP_MS = 0.004
 """Milliseconds of one proposal of the lookup level, measured on a 2-core CPU at 2k and 32k tokens of context."""
@@ -31,7 +31,10 @@ _CANDIDATES = 12
 """Plans of the ranking that are replayed: milliseconds each."""
 
 _REPLAYED = 24
-"""Last scored replies that plans are replayed on."""
+"""Last scored replies that plans are replayed on and that calibrations are fitted on."""
+
+_COLUMNS = 8
+"""Columns over which the cost of one more is averaged: single widths have steps."""
 
 
 class Planner:
@@ -51,6 +54,7 @@ class Planner:
         self._costs = {name: StepCosts(model) for name, model in models.items()}
         self._decisions: dict[tuple[str, int], Decision] = {}
         self._replies_since: dict[tuple[str, int], int] = {}
+        self._calibrations: dict[tuple[str, str, str], Calibration | None] = {}
 
     @property
     def measured(self) -> bool:
@@ -191,7 +195,31 @@ class Planner:
             )
         self._decisions[key] = decision
         self._replies_since[key] = 0
+        self._calibrations.clear()
+        self.stop_rule(decision.plan, temperature, context)  # fitted now, not while somebody waits for a first token
         return decision
+
+    def stop_rule(self, plan: Plan, temperature: float, context: int = 0) -> StopRule | None:
+        """When the first level of a plan stops drafting by value; None for a lookup, and until it is calibrated."""
+        if not plan.drafts or plan.drafts[0].name == LOOKUP or not self.measured:
+            return None
+        first, above, name = plan.names[0], plan.names[1], temperature_bucket(temperature)
+        if (name, first, above) not in self._calibrations:
+            samples = self._stats.calibrations(self.family, name, first, above, last=_REPLAYED)
+            self._calibrations[name, first, above] = planning.fit(samples)
+        calibration = self._calibrations[name, first, above]
+        if calibration is None or calibration.positions < SURE_POSITIONS:
+            return None
+        costs = {level: self._costs[level].table(context) for level in (first, above)}
+        pair = Plan(above, plan.drafts[:1])
+        token_ms = planning.expected_ms_per_token(pair, costs, {(first, above): calibration.mean})
+        column_ms = (costs[above][_COLUMNS] - costs[above][0]) / _COLUMNS
+        return StopRule(calibration, token_ms, costs[first][0] + max(column_ms, 0.0))
+
+    def uncapped(self, plan: Plan) -> Plan:
+        """The plan with room for its first level to go on where it is sure: the stop rule ends most blocks earlier."""
+        first, *rest = plan.drafts
+        return Plan(plan.target, (Stage(first.name, min(2 * first.threshold + 2, MAX_WIDTH - 1)), *rest))
 
     def checked(self, plan: str | Plan) -> Plan:
         """A plan that somebody asks for, if this family can run it.

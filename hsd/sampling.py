@@ -68,6 +68,21 @@ class Sampler:
             logits = keep(logits)
         return torch.softmax(logits, dim=-1, dtype=torch.float32)
 
+    def confidences(self, rows: Rows, logits: Tensor) -> Tensor:
+        """The largest probability of every row, before anything is drawn; of greedy rows, that at temperature 1.
+
+        Args:
+            rows: what `rows` made of these logits.
+            logits: `(n, >= vocab)`.
+
+        Returns:
+            float32 `(n,)`.
+        """
+        if isinstance(rows, Tensor):
+            return rows.amax(-1)
+        logits = logits[:, : self.vocab].float()
+        return (logits.amax(-1) - logits.logsumexp(-1)).exp()
+
     def rewind(self, length: int) -> None:
         """Forgets what was counted of the sequence beyond `length` tokens."""
         if self._penalties:

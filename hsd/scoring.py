@@ -8,6 +8,7 @@ than counting accepted tokens.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -21,6 +22,19 @@ from hsd.verify import Rows, overlap
 _CHUNK = 64  # positions at once: rows of every model are held together, (models, chunk, vocabulary) floats
 
 
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """What is known of a finished reply, position by position.
+
+    Args:
+        overlaps: (draft, verifier) -> float32 `(positions,)` acceptance in [0, 1]; NaN where a lookup proposes nothing.
+        confidences: model -> float32 `(positions,)`, its largest probability.
+    """
+
+    overlaps: dict[tuple[str, str], np.ndarray]
+    confidences: dict[str, np.ndarray]
+
+
 def score(
     conversation: Conversation,
     names: Sequence[str],
@@ -28,7 +42,7 @@ def score(
     prompt_length: int,
     sampler: Sampler,
     stop: Callable[[], bool] = lambda: False,
-) -> dict[tuple[str, str], np.ndarray] | None:
+) -> Scores | None:
     """Acceptance per pair and position.
 
     Args:
@@ -40,12 +54,12 @@ def score(
         stop: asked before every pass.
 
     Returns:
-        (draft, verifier) -> float32 `(positions,)` in [0, 1], NaN where a lookup proposes nothing; None if it was
-        stopped.
+        The scores; None if it was stopped.
     """
     tokens = list(tokens)
     proposals = _proposals(tokens, prompt_length)
     parts: dict[tuple[str, str], list[np.ndarray]] = {}
+    sure: dict[str, list[np.ndarray]] = {}
     for begin in range(prompt_length, len(tokens), _CHUNK):
         end = min(begin + _CHUNK, len(tokens))
         proposed = proposals[begin - prompt_length : end - prompt_length]
@@ -58,13 +72,17 @@ def score(
             logits = conversation.reader(name).read(prefix, end - begin, widest=_CHUNK)
             own = sampler.rows(logits, prefix)
             rows[name] = own.cpu() if isinstance(own, torch.Tensor) else own
+            sure.setdefault(name, []).append(sampler.confidences(own, logits).cpu().numpy())
         for at, verifier in enumerate(names):
             for draft in (LOOKUP, *names[:at]):
                 chances = overlap(rows[verifier], rows[draft]).clamp(0, 1)
                 if draft == LOOKUP:
                     chances[[i for i, token in enumerate(proposed) if token < 0]] = torch.nan
                 parts.setdefault((draft, verifier), []).append(chances.numpy())
-    return {pair: np.concatenate(chunks) for pair, chunks in parts.items()}
+    return Scores(
+        {pair: np.concatenate(chunks) for pair, chunks in parts.items()},
+        {name: np.concatenate(chunks) for name, chunks in sure.items()},
+    )
 
 
 def _proposals(tokens: Sequence[int], prompt_length: int) -> list[int]:

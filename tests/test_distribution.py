@@ -21,6 +21,7 @@ import hsd.hierarchy
 from hsd import Plan, SamplingParams, verify
 from hsd.hierarchy import Hierarchy, TokenSequence, make_levels
 from hsd.lookup import SuffixIndex
+from hsd.planning import StopRule
 from hsd.runtime import Reader
 from hsd.sampling import Sampler
 
@@ -101,8 +102,10 @@ def law(case: Case) -> dict[tuple[int, ...], float]:
     return out
 
 
-def sample(case: Case, count: int, seed: int) -> Counter[tuple[int, ...]]:
-    """First tokens of `count` replies, through the hierarchy's own rounds."""
+def sample(
+    case: Case, count: int, seed: int, stop: StopRule | None = None, lengths: set[int] | None = None
+) -> Counter[tuple[int, ...]]:
+    """First tokens of `count` replies, through the hierarchy's own rounds; `lengths` collects those of the blocks."""
     plan, family = Plan.parse(case.plan), models(case)
     coins = random.Random(seed)
     readers = {name: Reader(model, model.new_cache()) for name, model in family.items()}
@@ -123,9 +126,12 @@ def sample(case: Case, count: int, seed: int) -> Counter[tuple[int, ...]]:
             limit=len(PROMPT) + 40,
             rule=case.rule,
             coins=coins,
+            stop=stop,
         )
         while len(sequence.tokens) < len(PROMPT) + HORIZON:
-            hierarchy.round()
+            done = hierarchy.round()
+            if lengths is not None:
+                lengths.add(done.proposed)
         seen[tuple(sequence.tokens[len(PROMPT) : len(PROMPT) + HORIZON])] += 1
     return seen
 

@@ -24,11 +24,13 @@ from hsd.planning.path import relaxed_ms_per_token, relaxed_plan
 from hsd.planning.priors import prior_acceptance, standard_errors, with_priors
 from hsd.planning.refine import Ranked, best_plan, ranking
 from hsd.planning.replay import Replayed, Sequences, relative_gain, replay, survival
+from hsd.planning.stopping import Calibration, StopRule, fit
 from hsd.planning.tables import Acceptances, Costs
 
 __all__ = [
     "Acceptances",
     "Alternative",
+    "Calibration",
     "Costs",
     "Decision",
     "LevelForecast",
@@ -37,12 +39,14 @@ __all__ = [
     "Ranked",
     "Replayed",
     "Sequences",
+    "StopRule",
     "best_plan",
     "choose",
     "contradicts",
     "corrected",
     "expected_ms_per_token",
     "expected_tokens_per_round",
+    "fit",
     "forecast",
     "gain_error",
     "measured_ms_per_token",

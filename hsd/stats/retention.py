@@ -15,13 +15,15 @@ def prune_replies(db: sqlite_utils.Database, keep: Retention) -> None:
 
 
 def prune_positions(db: sqlite_utils.Database, family: str, keep: Retention) -> None:
-    """Keeps the overlaps by position of a family's newest scored replies."""
-    db.execute(
-        """DELETE FROM positions WHERE reply_id IN (
-            SELECT r.id FROM replies r WHERE r.family = ? AND EXISTS (SELECT 1 FROM positions p WHERE p.reply_id = r.id)
-            ORDER BY r.id DESC LIMIT -1 OFFSET ?)""",
-        [family, keep.positions],
-    )
+    """Keeps the overlaps and confidences by position of a family's newest scored replies."""
+    for table in ("positions", "confidences"):
+        db.execute(
+            f"""DELETE FROM {table} WHERE reply_id IN (
+                SELECT r.id FROM replies r
+                WHERE r.family = ? AND EXISTS (SELECT 1 FROM {table} p WHERE p.reply_id = r.id)
+                ORDER BY r.id DESC LIMIT -1 OFFSET ?)""",
+            [family, keep.positions],
+        )
 
 
 def prune_switches(db: sqlite_utils.Database, keep: Retention) -> None:

@@ -98,6 +98,14 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         "CREATE INDEX switches_by_family ON switches (family, id)",
         "CREATE INDEX switches_by_reply ON switches (reply_id)",
     ),
+    (
+        """CREATE TABLE confidences (
+            reply_id INTEGER NOT NULL REFERENCES replies(id) ON DELETE CASCADE,
+            model TEXT NOT NULL,
+            confidences BLOB NOT NULL,
+            PRIMARY KEY (reply_id, model)
+        )""",
+    ),
 )
 
-TABLES = ("replies", "levels", "rounds", "scores", "positions", "costs", "switches")
+TABLES = ("replies", "levels", "rounds", "scores", "positions", "confidences", "costs", "switches")

@@ -83,13 +83,19 @@ class Stats:
             pass
         self._db.shrink()
 
-    def record_scores(self, reply_id: int, overlaps: Mapping[Pair, NDArray[np.floating]]) -> bool:
+    def record_scores(
+        self,
+        reply_id: int,
+        overlaps: Mapping[Pair, NDArray[np.floating]],
+        confidences: Mapping[str, NDArray[np.floating]] | None = None,
+    ) -> bool:
         """Stores the overlap of every scored position of a reply; scoring a reply again replaces what was there.
 
         Args:
             reply_id: from `record_reply`. A reply that is no longer stored is skipped.
             overlaps: (draft, verifier) -> [positions] `sum_x min(p_draft(x), p_verifier(x))`, 0 to 1; NaN where a
                 lookup had nothing to propose, which counts as 0 in `acceptances`.
+            confidences: model -> [positions] its largest probability, 0 to 1.
 
         Returns:
             Whether something was stored.
@@ -108,6 +114,10 @@ class Stats:
                 sums = {"overlap_sum": float(np.nansum(array)), "overlap_square_sum": float(np.nansum(array**2))}
                 db.table("scores").insert({**key, "positions": array.size, **sums}, replace=True)
                 db.table("positions").insert({**key, "overlaps": array.astype("<f2").tobytes()}, replace=True)
+            for model, values in (confidences or {}).items():
+                blob = np.asarray(values, dtype="<f2").tobytes()
+                row = {"reply_id": reply_id, "model": model, "confidences": blob}
+                db.table("confidences").insert(row, replace=True)
             retention.prune_positions(db, found[0], self._keep)
             return bool(arrays)
 
@@ -149,6 +159,22 @@ class Stats:
         for reply_id, draft, verifier, blob in rows:
             replies.setdefault(reply_id, {})[draft, verifier] = np.frombuffer(blob, dtype="<f2").astype(np.float32)
         return list(replies.values())
+
+    def calibrations(
+        self, family: str, bucket: str, draft: str, verifier: str, last: int = 50
+    ) -> list[tuple[NDArray[np.float32], NDArray[np.float32]]]:
+        """A draft's confidences and its overlaps with a verifier on the last scored replies, for `planning.fit`."""
+        query = """SELECT c.confidences, p.overlaps FROM replies r
+            JOIN confidences c ON c.reply_id = r.id AND c.model = ?
+            JOIN positions p ON p.reply_id = r.id AND p.draft = c.model AND p.verifier = ?
+            WHERE r.family = ? AND r.bucket = ? ORDER BY r.id DESC LIMIT ?"""
+        values = [draft, verifier, family, bucket, last]
+        rows: list[tuple[bytes, bytes]] = self._db.read(lambda db: db.execute(query, values).fetchall(), [])
+
+        def numbers(blob: bytes) -> NDArray[np.float32]:
+            return np.frombuffer(blob, dtype="<f2").astype(np.float32)
+
+        return [(numbers(confidences), numbers(overlaps)) for confidences, overlaps in rows]
 
     def record_costs(self, records: Iterable[CostRecord]) -> None:
         """Stores measured times; a newer one replaces that of the same machine, model, context and width.

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import functools
+import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, Protocol
 
 import hsd
+from chat.prompt import begun_ids, prompt_to_continue
 
-EngineState = Literal["starting", "loading", "ready", "failed", "closed"]
+log = logging.getLogger(__name__)
+
+UNKNOWN = "not recorded"
+"""Stands where nobody knows which level proposed a token."""
+
+EngineState = Literal["starting", "loading", "ready", "failed", "unloaded", "closed"]
 
 
 class EngineLike(Protocol):
@@ -22,7 +30,12 @@ class EngineLike(Protocol):
     def tokenizer(self) -> Any: ...
 
     def stream(
-        self, messages: Sequence[Mapping[str, Any]], params: hsd.SamplingParams, *, plan: str, cancel: threading.Event
+        self,
+        messages: Sequence[Mapping[str, Any]] | Sequence[int],
+        params: hsd.SamplingParams,
+        *,
+        plan: str,
+        cancel: threading.Event,
     ) -> Iterator[hsd.Event]: ...
 
     def learn(self, should_stop: Callable[[], bool]) -> None: ...
@@ -35,7 +48,11 @@ Load = Callable[[Callable[[hsd.LoadProgress], None]], EngineLike]
 
 @dataclass(slots=True)
 class Request:
-    """A reply somebody waits for, and what is there of it so far."""
+    """A reply somebody waits for, and what is there of it so far.
+
+    `begun` is the text of a reply that goes on where it ended, `before` its number of tokens. `may_drop`: its oldest
+    turns may be left out where the context is full.
+    """
 
     message_id: str
     conversation_id: str
@@ -49,6 +66,22 @@ class Request:
     provenance: list[str] = field(default_factory=list)
     decided_plan: str = ""
     dropped_turns: int = 0
+    begun: str = ""
+    before: int = 0
+    may_drop: bool = False
+
+    def prompt(self, engine: EngineLike) -> Sequence[Mapping[str, Any]] | Sequence[int]:
+        """What the engine is to read."""
+        if not self.begun:
+            return self.messages
+        begun = begun_ids(engine.tokenizer, self.ids, self.begun)
+        self.ids, self.before = list(begun), len(begun)
+        # Without names for all of its beginning, a reply's tokens cannot be told apart.
+        self.provenance = (self.provenance + [UNKNOWN] * self.before)[: self.before]
+        context = engine.info.context
+        room = context - min(self.params.max_tokens, context // 4) if self.may_drop else 0
+        ids, self.dropped_turns = prompt_to_continue(engine.tokenizer, self.messages, begun, room)
+        return ids
 
     def add(self, event: hsd.Tokens) -> None:
         """Append one round of the target."""
@@ -59,6 +92,43 @@ class Request:
     def partial(self) -> dict[str, Any]:
         """Columns of the reply so far."""
         return {"text": self.text, "token_ids": list(self.ids), "provenance": list(self.provenance)}
+
+
+def outcome(request: Request, reply: hsd.Reply, tokenizer: Any) -> dict[str, Any]:
+    """Columns of a reply that is over. Where it went on after an interruption, its statistics are those of the rest."""
+    stats = asdict(reply.stats)
+    stats["tokens_per_second"] = reply.stats.tokens_per_second
+    stats["dropped_turns"] = request.dropped_turns
+    stats["seed"] = reply.seed
+    if request.before:
+        stats["continued_after"] = request.before
+    provenance = [*request.provenance[: request.before], *stats.pop("provenance")]
+    ids = [*request.ids[: request.before], *reply.token_ids]
+    decode = functools.partial(tokenizer.decode, skip_special_tokens=True)
+    text = reply.text
+    if request.begun:
+        # Decoded together: a character may have been cut in two.
+        whole = decode(list(ids))
+        text = whole if whole.startswith(request.begun) else request.begun + reply.text
+    return {
+        "text": text,
+        "token_ids": ids,
+        "provenance": provenance,
+        "pieces": _pieces(decode, ids),
+        "state": {"cancelled": "cancelled", "error": "error"}.get(reply.finish_reason, "done"),
+        "finish_reason": reply.finish_reason,
+        "error": reply.error,
+        "stats": stats if reply.stats.tokens else None,
+    }
+
+
+def _pieces(decode: Callable[[list[int]], str], ids: Sequence[int]) -> list[str]:
+    try:
+        return pieces(decode, ids)
+    except Exception:
+        # Only the view of where tokens came from needs them; the reply is worth more.
+        log.exception("the reply could not be cut into tokens")
+        return []
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,13 +12,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import hsd
+from chat.prompt import make_title, messages_for_engine
 from chat.records import Conversation, Message
 from chat.request import EngineView, Load, Request
 from chat.settings import Settings
 from chat.store import Store
 from chat.worker import Worker
-
-TITLE_LENGTH = 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +120,7 @@ class Session:
     @property
     def notice(self) -> str | None:
         """A sentence every page should show, or None."""
-        return self.worker.notice
+        return self.worker.saving.notice
 
     def snapshot(self, conversation_id: str | None) -> Snapshot:
         """What a page shows of a conversation; empty where it is unknown or deleted."""
@@ -158,7 +157,7 @@ class Session:
         )
 
     def _with_unsaved(self, message: Message) -> Message:
-        values = dict(self.worker.unsaved(message.id))
+        values = dict(self.worker.saving.waiting(message.id))
         return dataclasses.replace(message, **values) if values else message
 
     # Conversations
@@ -267,28 +266,3 @@ class Session:
         self.worker.submit(Request(reply_id, conversation_id, messages, params, settings.plan))
         self._touch(conversation_id)
         self._touch("list")
-
-
-def make_title(text: str) -> str:
-    """The beginning of a first message, on one line."""
-    words = " ".join(text.split())
-    if len(words) <= TITLE_LENGTH:
-        return words
-    cut = words[:TITLE_LENGTH]
-    return (cut.rsplit(" ", 1)[0] if " " in cut[TITLE_LENGTH // 2 :] else cut) + "…"
-
-
-def messages_for_engine(path: list[Message], system: str = "") -> list[dict[str, Any]]:
-    """A path of the tree as chat messages. A turn that got no answer is left out, but for the last."""
-    messages: list[dict[str, Any]] = [{"role": "system", "content": system}] if system.strip() else []
-    for message in path:
-        if message.role == "user":
-            messages.append({"role": "user", "content": message.text})
-        elif message.text:
-            entry: dict[str, Any] = {"role": "assistant", "content": message.text}
-            if message.token_ids:
-                entry["token_ids"] = list(message.token_ids)
-            messages.append(entry)
-        elif messages and messages[-1]["role"] == "user":
-            messages.pop()
-    return messages

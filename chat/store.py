@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
 import sqlite3
 import threading
 import time
@@ -17,10 +16,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import psutil
 from sqlite_utils import Database
 
 import hsd
+from chat.disk import alive, explain, new_id, owner, storable
 from chat.records import (
     CONVERSATION_COLUMNS,
     JSON_FIELDS,
@@ -34,46 +33,6 @@ from chat.records import (
 
 BUSY_SECONDS = 5.0
 KEEP_DELETED_SECONDS = 24 * 3600.0
-
-
-def new_id() -> str:
-    """Sixteen characters that nobody guesses; they appear in addresses."""
-    return secrets.token_urlsafe(12)
-
-
-def _storable(text: str) -> str:
-    """A lone surrogate is no text SQLite can hold; it must not lose the rest of a message."""
-    return text.encode("utf-8", "replace").decode()
-
-
-def _owner() -> str:
-    """This process, told apart from a later one with the same number."""
-    return f"{os.getpid()}:{psutil.Process().create_time():.2f}"
-
-
-def _alive(owner: str | None) -> bool:
-    try:
-        pid, created = (owner or "").split(":")
-        return abs(psutil.Process(int(pid)).create_time() - float(created)) < 1
-    except (ValueError, psutil.Error):
-        return False
-
-
-def _explain(error: Exception, path: Path) -> hsd.StoreError:
-    text = str(error).lower()
-    if "locked" in text or "busy" in text:
-        return hsd.StoreError(
-            f"The conversations in {path} are locked by another program.", "Close it, or wait a moment and try again."
-        )
-    if "readonly" in text or "read-only" in text:
-        return hsd.StoreError(f"The conversations in {path} are read-only.", "Make the file and its folder writable.")
-    if "full" in text:
-        return hsd.StoreError(f"The disk that holds {path} is full.", "Free some space and try again.")
-    if "malformed" in text or "not a database" in text:
-        return hsd.StoreError(
-            f"{path} is damaged: {error}.", "Move the file away to start afresh, or restore it from a copy."
-        )
-    return hsd.StoreError(f"The conversations in {path} cannot be used: {error}.", "Check the file and its folder.")
 
 
 class Store:
@@ -90,7 +49,7 @@ class Store:
             # Several threads share the connection; the lock above keeps them apart.
             connection = sqlite3.connect(self.path, timeout=BUSY_SECONDS, check_same_thread=False)
         except sqlite3.Error as error:
-            raise _explain(error, self.path) from error
+            raise explain(error, self.path) from error
         try:
             with self._errors():
                 self.db = Database(connection)
@@ -127,8 +86,8 @@ class Store:
 
     def _mark_interrupted(self) -> None:
         rows = self.db.execute("SELECT id, owner FROM messages WHERE state = 'running'").fetchall()
-        for message_id, owner in rows:
-            if not _alive(owner):
+        for message_id, writer in rows:
+            if not alive(writer):
                 self.db.execute("UPDATE messages SET state = 'interrupted' WHERE id = ?", [message_id])
 
     @contextmanager
@@ -137,7 +96,7 @@ class Store:
             try:
                 yield
             except sqlite3.Error as error:
-                raise _explain(error, self.path) from error
+                raise explain(error, self.path) from error
 
     @contextmanager
     def _write(self) -> Iterator[Database]:
@@ -180,14 +139,14 @@ class Store:
         conversation_id, now = new_id(), time.time()
         with self._write() as db:
             db["conversations"].insert(
-                {"id": conversation_id, "title": _storable(title), "created": now, "updated": now}
+                {"id": conversation_id, "title": storable(title), "created": now, "updated": now}
             )
         return conversation_id
 
     def rename(self, conversation_id: str, title: str) -> None:
         """Give it another title."""
         with self._write() as db:
-            db.execute("UPDATE conversations SET title = ? WHERE id = ?", [_storable(title), conversation_id])
+            db.execute("UPDATE conversations SET title = ? WHERE id = ?", [storable(title), conversation_id])
 
     def keep_settings(self, conversation_id: str, settings: Mapping[str, Any]) -> None:
         """Remember what its next reply starts from."""
@@ -276,14 +235,18 @@ class Store:
                 "conversation_id": conversation_id,
                 "parent_id": parent_id,
                 "role": role,
-                "text": _storable(text),
+                "text": storable(text),
                 "state": state,
                 "params": None if params is None else json.dumps(params),
-                "owner": _owner() if state == "running" else None,
+                "owner": owner() if state == "running" else None,
                 "created": now,
                 "updated": now,
             }
         )
+
+    def resume(self, message_id: str) -> None:
+        """A reply is being written again, by this process; what there is of it stays."""
+        self.update(message_id, state="running", owner=owner(), finish_reason=None, error=None)
 
     def update(self, message_id: str, **values: Any) -> None:
         """Set columns of a message; lists and mappings are stored as JSON."""
@@ -291,7 +254,7 @@ class Store:
             name: json.dumps(value) if name in JSON_FIELDS and value is not None else value
             for name, value in values.items()
         }
-        columns = {name: _storable(value) if isinstance(value, str) else value for name, value in columns.items()}
+        columns = {name: storable(value) if isinstance(value, str) else value for name, value in columns.items()}
         columns["updated"] = time.time()
         with self._write() as db:
             db["messages"].update(message_id, columns)

@@ -5,17 +5,17 @@ Knows nothing of conversations, files or pages: a request carries its messages, 
 
 from __future__ import annotations
 
-import functools
+import gc
 import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
 
 import hsd
-from chat.request import EngineLike, EngineState, EngineView, Load, Request, pieces
+from chat.request import EngineLike, EngineState, EngineView, Load, Request, outcome
+from chat.saving import Saving
 
 log = logging.getLogger(__name__)
 
@@ -35,12 +35,13 @@ class Worker:
     def __init__(
         self, load: Load, save: Callable[[str, Mapping[str, Any]], None], changed: Callable[[str], None]
     ) -> None:
-        self._load, self._save, self._changed = load, save, changed
+        self._load, self._changed = load, changed
+        self.saving = Saving(save, lambda: changed("engine"))
         self._wake = threading.Condition()
         self._pending: deque[Request] = deque()
         self._active: Request | None = None
-        self._unsaved: dict[str, dict[str, Any]] = {}
         self._closing = False
+        self._wish: Literal["load", "unload"] | None = None
         self._learn = False
         self._engine: EngineLike | None = None
         self._loading_since = 0.0
@@ -49,7 +50,6 @@ class Worker:
         self._error: str | None = None
         self._info: hsd.FamilyInfo | None = None
         self._plan = self._reason = ""
-        self.notice: str | None = None
         self._thread = threading.Thread(target=self._main, name="engine", daemon=True)
 
     def start(self) -> None:
@@ -85,10 +85,6 @@ class Worker:
             if request.conversation_id == conversation_id:
                 return request, place
         return None
-
-    def unsaved(self, message_id: str) -> Mapping[str, Any]:
-        """Columns of a message that could not be stored yet."""
-        return self._unsaved.get(message_id, {})
 
     @property
     def view(self) -> EngineView:
@@ -166,7 +162,7 @@ class Worker:
         self._changed("engine")
 
     def _idle(self) -> None:
-        self._save_again()
+        self.saving.again()
         if self._learn and self._engine:
             self._learn = False
             try:
@@ -176,7 +172,7 @@ class Worker:
                 log.exception("learning from finished replies failed")
         with self._wake:
             if not self._pending and not self._closing:
-                self._wake.wait(RETRY_SAVE_SECONDS if self._unsaved else None)
+                self._wake.wait(RETRY_SAVE_SECONDS if self.saving.behind else None)
 
     def _run(self, request: Request) -> None:
         if self._engine is None:
@@ -187,7 +183,9 @@ class Worker:
         try:
             values = self._follow(self._engine, request)
         except hsd.PromptError as error:
-            values = {"state": "error", "finish_reason": "refused", "error": str(error)}
+            # A reply that went on is worth keeping; a prompt that never had one gives way to the next.
+            reason = "error" if request.begun else "refused"
+            values = {"state": "error", "finish_reason": reason, "error": str(error)}
         except hsd.HsdError as error:
             values = {**request.partial(), "state": "error", "finish_reason": "error", "error": str(error)}
         except Exception as error:
@@ -201,15 +199,16 @@ class Worker:
     def _follow(self, engine: EngineLike, request: Request) -> dict[str, Any]:
         saved = time.monotonic()
         values: dict[str, Any] | None = None
-        for event in engine.stream(request.messages, request.params, plan=request.plan, cancel=request.cancel):
+        prompt = request.prompt(engine)
+        for event in engine.stream(prompt, request.params, plan=request.plan, cancel=request.cancel):
             match event:
                 case hsd.Tokens():
                     request.add(event)
                     if time.monotonic() - saved >= CHECKPOINT_SECONDS:
-                        self._store(request.message_id, request.partial())
+                        self.saving.store(request.message_id, request.partial())
                         saved = time.monotonic()
                 case hsd.Started():
-                    request.dropped_turns = event.dropped_turns
+                    request.dropped_turns += event.dropped_turns
                     self._note_plan(request, event.plan, "")
                 case hsd.Replanned():
                     self._note_plan(request, event.plan, event.reason)
@@ -224,60 +223,19 @@ class Worker:
         self._changed("engine")
 
     def _finished(self, request: Request, reply: hsd.Reply) -> dict[str, Any]:
-        stats = asdict(reply.stats)
-        stats["tokens_per_second"] = reply.stats.tokens_per_second
-        stats["dropped_turns"] = request.dropped_turns
-        stats["seed"] = reply.seed
-        provenance = list(stats.pop("provenance"))
-        state = {"cancelled": "cancelled", "error": "error"}.get(reply.finish_reason, "done")
-        if self._closing and state == "cancelled":
-            state = "interrupted"
-        return {
-            "text": reply.text,
-            "token_ids": list(reply.token_ids),
-            "provenance": provenance,
-            "pieces": self._pieces(reply.token_ids),
-            "state": state,
-            "finish_reason": reply.finish_reason,
-            "error": reply.error,
-            "stats": stats if reply.stats.tokens else None,
-        }
-
-    def _pieces(self, ids: Sequence[int]) -> list[str]:
-        if self._engine is None:
-            return []
-        try:
-            # The token that ends a reply is no text of it.
-            return pieces(functools.partial(self._engine.tokenizer.decode, skip_special_tokens=True), ids)
-        except Exception:
-            # Only the view of where tokens came from needs them; the reply is worth more.
-            log.exception("the reply could not be cut into tokens")
-            return []
+        assert self._engine is not None
+        values = outcome(request, reply, self._engine.tokenizer)
+        if self._closing and values["state"] == "cancelled":
+            values["state"] = "interrupted"
+        return values
 
     def _end(self, request: Request, values: dict[str, Any]) -> None:
-        self._store(request.message_id, values)
+        self.saving.store(request.message_id, values)
         with self._wake:
             if self._active is request:
                 self._active = None
         self._changed(request.conversation_id)
         self._changed("engine")
-
-    def _store(self, message_id: str, values: Mapping[str, Any]) -> None:
-        values = {**self._unsaved.get(message_id, {}), **values}
-        try:
-            self._save(message_id, values)
-        except hsd.StoreError as error:
-            self._unsaved[message_id] = values
-            self.notice = f"{error} The reply is kept in memory and stored as soon as that works."
-            self._changed("engine")
-        else:
-            if self._unsaved.pop(message_id, None) is not None and not self._unsaved:
-                self.notice = None
-                self._changed("engine")
-
-    def _save_again(self) -> None:
-        for message_id in list(self._unsaved):
-            self._store(message_id, {})
 
     def _interrupt_waiting(self) -> None:
         with self._wake:
@@ -288,7 +246,7 @@ class Worker:
 
     def _shut(self) -> None:
         self._interrupt_waiting()
-        self._save_again()
+        self.saving.again()
         if self._engine:
             try:
                 self._engine.close()

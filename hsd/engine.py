@@ -226,8 +226,7 @@ class Engine:
         """
         with self._lock:
             if self._learner.run(should_stop) and not should_stop():
-                self.planner.refresh_target()
-                self.planner.store_costs()
+                self.planner.refresh(should_stop)
             if self._last is not None and self.planner.measured and not should_stop():
                 self.planner.replan(*self._last)
 

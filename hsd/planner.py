@@ -6,6 +6,7 @@ Joins three sources: step times measured here, rolling acceptances from the stat
 
 from __future__ import annotations
 
+import itertools
 import platform
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
@@ -52,6 +53,7 @@ class Planner:
         self._stats = stats
         self.target = list(models)[-1]
         self._costs = {name: StepCosts(model) for name, model in models.items()}
+        self._in_turn = itertools.cycle(models)
         self._decisions: dict[tuple[str, int], Decision] = {}
         self._replies_since: dict[tuple[str, int], int] = {}
         self._calibrations: dict[tuple[str, str, str], Calibration | None] = {}
@@ -108,9 +110,15 @@ class Planner:
         """Takes a reply's own passes into account."""
         self._costs[name].add(passes)
 
-    def refresh_target(self) -> None:
-        """Times a few plain steps of the target: the baseline must not be older than what it is compared with."""
-        self._costs[self.target].measure((1,), (0,), repeats=3)
+    def refresh(self, stop: Callable[[], bool] = lambda: False) -> None:
+        """Times a few plain steps of the target, and one model, in turn, at every width.
+
+        The baseline must not be older than what it is compared with, and a first measurement taken at a busy moment
+        must not last. `stop` is asked before every pass.
+        """
+        self._costs[self.target].measure((1,), (0,), repeats=3, stop=stop)
+        self._costs[next(self._in_turn)].measure(buckets=(0,), repeats=1, stop=stop)
+        self.store_costs()
 
     def baseline_ms(self, contexts: Sequence[int]) -> float:
         """Milliseconds of one plain step of the target at each of these context lengths, added up."""

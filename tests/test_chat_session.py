@@ -18,8 +18,9 @@ from chat_fakes import ScriptedEngine
 import hsd
 from chat import store as store_module
 from chat import worker as worker_module
+from chat.prompt import make_title, messages_for_engine
 from chat.request import pieces
-from chat.session import Session, make_title, messages_for_engine
+from chat.session import Session
 from chat.settings import Settings
 from chat.store import Store
 

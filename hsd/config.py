@@ -17,7 +17,7 @@ from typing import Any, Literal, TypeVar
 import yaml
 
 from hsd.errors import ConfigError
-from hsd.types import LOOKUP
+from hsd.types import LOOKUP, check_name
 
 T = TypeVar("T")
 
@@ -166,6 +166,7 @@ def _spec(name: str, value: Any, where: str, file: Path) -> ModelSpec:
         raise ConfigError(f"The {where} is no mapping.", "Give it at least 'path:'.")
     if "path" not in value:
         raise ConfigError(f"The {where} has no path.", "Give a hub name or a folder.")
+    check_name(name)
     if name == LOOKUP:
         raise ConfigError(f"The {where} is called '{LOOKUP}'.", "That name is taken by the level without a model.")
     spec = _typed(ModelSpec, {"name": name, **value}, where)

@@ -24,7 +24,7 @@ class Conversation:
         self.models = models
         self._readers: dict[str, Reader] = {}
         self.tokens: list[int] = []
-        self.index = SuffixIndex()
+        self._index: SuffixIndex | None = None
 
     def reader(self, name: str) -> Reader:
         """The model's reader of this text, made when first asked for."""
@@ -38,9 +38,18 @@ class Conversation:
         return self._readers
 
     @property
+    def index(self) -> SuffixIndex:
+        """The suffix index of the text; made, and brought up to the text's end, when a lookup level asks for it."""
+        if self._index is None:
+            self._index = SuffixIndex()
+        self._index.settle(self.tokens[len(self._index) :])
+        return self._index
+
+    @property
     def nbytes(self) -> int:
-        """Memory of all caches."""
-        return sum(reader.cache.nbytes for reader in self._readers.values())
+        """Memory of all caches and of the index."""
+        index = 0 if self._index is None else self._index.nbytes
+        return index + sum(reader.cache.nbytes for reader in self._readers.values())
 
     def shared(self, prompt: list[int]) -> int:
         """Length of the longest common prefix with a prompt, in tokens."""
@@ -66,12 +75,11 @@ class Conversation:
     def begin(self, prompt: list[int]) -> None:
         """Turns to a new prompt: keeps what it shares with the old text, in every cache."""
         kept = self.shared(prompt)
-        indexed = min(kept, len(self.index))
         for reader in self._readers.values():
             reader.rewind(kept)
             reader.meter.passes.clear()
-        self.index.cut(indexed)
-        self.index.settle(prompt[indexed:])
+        if self._index is not None:
+            self._index.cut(min(kept, len(self._index)))
         self.tokens = list(prompt)
 
 
@@ -110,6 +118,11 @@ class Conversations:
         """Drops conversations, least recently used first, until the budget holds."""
         while len(self._held) > 1 and sum(c.nbytes for c in self._held) > self._budget:
             del self._held[0]
+
+    def drop(self, conversation: Conversation) -> None:
+        """Forgets one, whose caches may hold what no model wrote."""
+        if conversation in self._held:
+            self._held.remove(conversation)
 
     def clear(self) -> None:
         """Drops them all."""

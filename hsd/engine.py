@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 import os
-import secrets
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+import weakref
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
 from hsd import loading
+from hsd.asking import Asked, complete
 from hsd.config import find_family
 from hsd.conversations import Conversation, Conversations
 from hsd.errors import ConfigError, HsdError, LoadError, ModelError
 from hsd.generation import Generation, Request
-from hsd.learning import Learner, Scorable, record_of
+from hsd.hierarchy import failed_pass
+from hsd.learning import Learner, record_of
 from hsd.loading import Loaded
 from hsd.params import SamplingParams
 from hsd.paths import data_dir as data_folder
 from hsd.planner import Planner
 from hsd.prompts import Prompt, Prompts
 from hsd.stats import Stats
-from hsd.turn import Turn
+from hsd.turn import Stream, Turn
 from hsd.types import (
     Event,
     FamilyInfo,
@@ -30,6 +32,7 @@ from hsd.types import (
     LoadProgress,
     Plan,
     Reply,
+    ReplyStats,
     Verification,
 )
 
@@ -50,11 +53,12 @@ class Engine:
         self._target = loaded.models[list(loaded.models)[-1]]
         self._prompts = Prompts(loaded.tokenizer, loaded.vocab, loaded.family.system)
         self._conversations = Conversations(loaded.models, cache_bytes)
-        self.planner = Planner(_family_key(loaded), loaded.models, stats)
+        self.planner = Planner(loaded.key, loaded.models, stats)
         self._lock = Turn()
         self._last: tuple[float, int] | None = None  # temperature and prompt length of the last reply
         self._learner = Learner(self.planner, stats, list(loaded.models))
         self._broken: str | None = None
+        self._stream: weakref.ref[Stream] | None = None  # the one begun last
         self._closed = False
 
     @classmethod
@@ -112,7 +116,7 @@ class Engine:
             tokenizer: the one they share.
             target: name of the target; None is the last.
             data_dir: folder of the statistics; None keeps them in memory and touches no file.
-            context: longest prompt plus reply in tokens; None is what the target was made for.
+            context: longest prompt plus reply in tokens; None is what the target was made for, at most 4096.
             overflow: "refuse" prompts that do not fit, or "drop" the oldest turns.
             cache_bytes: memory for the caches of all conversations.
 
@@ -127,19 +131,7 @@ class Engine:
     @property
     def info(self) -> FamilyInfo:
         """What is loaded, for people."""
-        loaded = self._loaded
-        warning = () if self._stats.warning is None else (self._stats.warning,)
-        return FamilyInfo(
-            name=loaded.family.name,
-            title=loaded.family.title or loaded.family.name,
-            models=tuple(loaded.models),
-            target=self._target.name,
-            context=self._target.context,
-            device=str(self._target.device),
-            parameters=loaded.parameters,
-            dropped=loaded.dropped,
-            notes=(*loaded.notes, *warning),
-        )
+        return self._loaded.info(() if self._stats.warning is None else (self._stats.warning,))
 
     @property
     def stats(self) -> Stats:
@@ -174,7 +166,7 @@ class Engine:
         early_stop: bool = True,
         *,
         cancel: threading.Event | None = None,
-    ) -> Iterator[Event]:
+    ) -> Stream:
         """A reply as it is made: Started, Tokens per round of the target, Finished.
 
         Closing the iterator, setting `cancel` and `params.time_limit` each end the reply within one round; every cache
@@ -196,27 +188,20 @@ class Engine:
             ConfigError: an impossible plan or setting.
             LoadError: the engine is closed, or a GPU error made it unusable.
         """
-        begun = time.perf_counter()
         self._usable()
         params = params or SamplingParams()
         if verification not in ("block", "token"):
             raise ConfigError(f"verification={verification!r} is not known.", "Use 'block' or 'token'.")
+        if plan != "auto":
+            plan = self.planner.checked(plan)
+        begun = time.perf_counter()
         prompt, dropped = self._prompts.fit(
             messages, self._target.context, params.max_tokens, drop=self._loaded.family.overflow == "drop"
         )
-        chosen, forecast = self._plan(plan, params, len(prompt))
-        stop = None
-        # A seed promises the same reply for the same plan, and above T = 0 what is drafted moves the coins.
-        if early_stop and (params.greedy or params.seed is None):
-            stop = self.planner.stop_rule(chosen, params.temperature, len(prompt))
-            if stop and plan == "auto":
-                chosen = self.planner.uncapped(chosen)
-        if params.seed is None:
-            params = replace(params, seed=secrets.randbits(31))
-        request = Request(
-            tuple(prompt), params, chosen, verification, begun, stop, forecast, dropped, cancel or threading.Event()
-        )
-        return self._run(request)
+        asked = Asked(tuple(prompt), params, plan, verification, early_stop, cancel or threading.Event(), dropped)
+        stream = Stream(self._run(asked, time.perf_counter() - begun), asked.cancel)
+        self._stream = weakref.ref(stream)
+        return stream
 
     def learn(self, should_stop: Callable[[], bool] = lambda: False) -> None:
         """Idle work: prices all pairs of the family on finished replies, and times the target's plain step anew.
@@ -225,24 +210,36 @@ class Engine:
             should_stop: asked before every pass; whoever waits for the engine makes it True.
         """
         with self._lock:
-            if self._learner.run(should_stop) and not should_stop():
-                self.planner.refresh(should_stop)
-            if self._last is not None and self.planner.measured and not should_stop():
-                self.planner.replan(*self._last)
+            try:
+                if self._learner.run(should_stop) and not should_stop():
+                    self.planner.refresh(should_stop)
+                if self._last is not None and self.planner.measured and not should_stop():
+                    self.planner.replan(*self._last)
+            except BaseException:
+                # Whatever failed may have left a cache half-way.
+                self._conversations.clear()
+                self._learner.clear()
+                raise
+            self._conversations.trim()
 
     def explain(self, temperature: float = 0.7) -> dict[str, Any]:
-        """Costs, acceptances, the plan that `auto` runs and every alternative with its forecast, as plain values."""
+        """Costs, acceptances, the plan of `auto` and every alternative with its forecast, as plain values."""
         with self._lock:
-            self._measured()
+            self._usable()
+            self._measured(needed=True)
             return self.planner.report(temperature)
 
     def forget(self) -> None:
         """Drops all cached conversations, so that the next prompt is read from its start."""
         with self._lock:
             self._conversations.clear()
+            self._learner.clear()
 
     def close(self) -> None:
-        """Gives models, caches and the statistics file back."""
+        """Gives models, caches and the statistics file back; ends a reply that is being made."""
+        running = self._stream and self._stream()
+        if running:
+            running.close()
         with self._lock:
             self._closed = True
             self._conversations.clear()
@@ -255,37 +252,52 @@ class Engine:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _run(self, request: Request) -> Iterator[Event]:
-        with self._lock:
-            self._usable()
-            conversation = self._conversations.take(request.prompt)
-            loaded = self._loaded
-            generation = Generation(
-                request,
-                conversation,
-                loaded.tokenizer,
-                vocab=loaded.vocab,
-                end_ids=loaded.end_ids,
-                context=self._target.context,
-                device=self._target.device,
+    def _run(self, asked: Asked, spent: float) -> Generator[Event, None, None]:
+        if not self._lock.take(asked.cancel.is_set):
+            yield Finished(
+                Reply("", (), "cancelled", ReplyStats(prompt_tokens=len(asked.prompt)), seed=asked.params.seed)
             )
-            error: HsdError | None = None
-            try:
-                yield from generation.events()
-            except GeneratorExit:
-                self._finish(generation, conversation, "cancelled", None)
-                raise
-            except ModelError as failure:
-                error = failure
-                self._recover(failure)
+            return
+        try:
+            self._usable()
+            self._measured(needed=asked.plan == "auto" and self._target.cuttable)
+            begun = time.perf_counter()
+            request = complete(asked, self.planner)
+            request = replace(request, spent=spent + time.perf_counter() - begun)
+            yield from self._reply(request, self._conversations.take(request.prompt))
+        finally:
+            self._lock.give()
+
+    def _reply(self, request: Request, conversation: Conversation) -> Iterator[Event]:
+        """The events of a reply, while it is its turn."""
+        loaded, error = self._loaded, None
+        generation = Generation(
+            request,
+            conversation,
+            loaded.tokenizer,
+            vocab=loaded.vocab,
+            end_ids=loaded.end_ids,
+            context=self._target.context,
+            device=self._target.device,
+        )
+        try:
+            yield from generation.events()
             tail = generation.tail()
-            reply = self._finish(generation, conversation, "error" if error else generation.reason, error)
-            if tail:
-                yield tail
-            yield Finished(reply)
+        except GeneratorExit:
+            self._finish(generation, conversation, "cancelled", None)
+            raise
+        except Exception as failure:
+            error, tail = self._recovered(failure, conversation), None
+        except BaseException:
+            self._conversations.drop(conversation)  # interrupted inside a pass
+            raise
+        reply = self._finish(generation, conversation, "error" if error else generation.reason, error)
+        if tail:
+            yield tail
+        yield Finished(reply)
 
     def _finish(self, generation: Generation, conversation: Conversation, reason: Any, error: HsdError | None) -> Reply:
-        reply = generation.finish(reason, error, self._baseline)
+        reply = generation.finish(reason, error, self.planner.baseline_ms)
         for name, reader in generation.readers.items():
             self.planner.learn_passes(name, reader.meter.passes)
             reader.meter.passes.clear()
@@ -295,54 +307,44 @@ class Engine:
         reply_id = self._stats.record_reply(
             record_of(reply, generation.request, generation.rounds, self.planner.family, str(self._target.device))
         )
-        self._learner.replied(reply.stats.seconds)
         self.planner.replied()
         self._last = (generation.request.params.temperature, reply.stats.prompt_tokens)
-        if reply_id and len(reply.token_ids) > 1 and self._target.cuttable and error is None:
-            tokens = (*generation.request.prompt, *reply.token_ids)
-            self._learner.add(Scorable(conversation, tokens, generation.request, generation.sampler, reply_id))
+        can_score = reply_id and self._target.cuttable and error is None
+        self._learner.replied(reply, generation, conversation if can_score else None, reply_id)
         return reply
 
-    def _baseline(self, generation: Generation) -> float | None:
-        """Seconds plain decoding would have taken: the target's prefill, then one plain step per token."""
-        decode = self.planner.baseline_ms(generation.context_lengths) / 1000
-        return generation.target_prefill_seconds + decode
+    def _measured(self, needed: bool) -> None:
+        """Measures what a reply needs to know beforehand: the target's plain step, and for `auto` every cost."""
+        if self.planner.measured or (not needed and self.planner.knows_baseline):
+            return
+        try:
+            if needed:
+                self.planner.measure()
+            else:
+                self.planner.measure_baseline()
+        except Exception as error:
+            raise failed_pass(self._target.name, error) from error
 
-    def _plan(self, plan: str | Plan, params: SamplingParams, prompt_tokens: int) -> tuple[Plan, float | None]:
-        """The plan to run and its forecast in ms per token."""
-        if plan == "auto":
-            if not self._target.cuttable:
-                return Plan(self._target.name), None
-            with self._lock:
-                self._measured()
-                decision = self.planner.plan_for(params.temperature, prompt_tokens)
-            return decision.plan, decision.forecast_ms
-        chosen = self.planner.checked(plan)
-        return chosen, self.planner.forecast(chosen, params.temperature, prompt_tokens)
+    def _recovered(self, failure: Exception, conversation: Conversation) -> HsdError:
+        """What to say of a failure, after caches that it may have touched were dropped.
 
-    def _measured(self) -> None:
-        if not self.planner.measured:
-            self.planner.measure()
-
-    def _recover(self, failure: ModelError) -> None:
-        """After a failure inside a model: caches are dropped; a dead GPU context ends this engine."""
-        cause = failure.__cause__
-        if cause is None:
-            return  # logits that are no distribution: the caches are as they were before the round
+        Logits that are no distribution may come from what is cached, so this conversation is read anew. Anything else
+        frees all caches: most often memory ran out. A dead GPU context ends this engine.
+        """
+        error = failure if isinstance(failure, HsdError) else failed_pass(self._target.name, failure)
+        cause = failure.__cause__ if isinstance(failure, ModelError) else failure
+        self._conversations.drop(conversation)
+        if cause is None or isinstance(cause, HsdError):
+            return error
         self._conversations.clear()
         self._learner.clear()
         text = str(cause)
         if "CUDA error" in text or "device-side assert" in text or type(cause).__name__ == "AcceleratorError":
             self._broken = f"The GPU stopped working for this program ({text.splitlines()[0][:120]})."
+        return error
 
     def _usable(self) -> None:
         if self._closed:
             raise LoadError("The engine is closed.", "Load the family again.")
         if self._broken:
             raise LoadError(self._broken, "Load the family again, or restart the program.")
-
-
-def _family_key(loaded: Loaded) -> str:
-    """What acceptances are valid for: the models, how they are stored and what they compute in."""
-    parts = [f"{name}={loaded.stored.get(name, '')}/{model.dtype}" for name, model in loaded.models.items()]
-    return f"{loaded.family.name}: {', '.join(parts)}"

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -41,7 +42,7 @@ class Request:
         params: sampling settings; `seed` is set.
         plan: the plan to run, frozen.
         verification: rule above temperature 0.
-        begun: `time.perf_counter()` when the call came.
+        spent: seconds from the call until this was complete; waiting for other replies is not among them.
         stop: when the first level stops drafting by value; None leaves it to its threshold.
         forecast_ms: what the planner expects of the plan, ms per token.
         dropped_turns: oldest turns that were left out of the prompt.
@@ -52,11 +53,30 @@ class Request:
     params: SamplingParams
     plan: Plan
     verification: Verification
-    begun: float
+    spent: float
     stop: StopRule | None = None
     forecast_ms: float | None = None
     dropped_turns: int = 0
     cancel: threading.Event = field(default_factory=threading.Event)
+
+
+class _Clock:
+    """Seconds that a reply takes: it stands still while whoever listens is busy with an event."""
+
+    def __init__(self, spent: float) -> None:
+        self._zero = time.perf_counter() - spent
+
+    @property
+    def seconds(self) -> float:
+        return time.perf_counter() - self._zero
+
+    @contextlib.contextmanager
+    def stopped(self) -> Iterator[None]:
+        at = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._zero += time.perf_counter() - at
 
 
 class Generation:
@@ -105,62 +125,74 @@ class Generation:
         self._ids: list[int] = []
         self._origins: list[str] = []
         self._first_token: float | None = None
-        self._prefilled = request.begun
+        self._clock = _Clock(request.spent)
+        self._prefilled = 0.0
         self.target_prefill_seconds = 0.0
         self._levels: tuple[LevelStats, ...] = ()
-        self._passes = 0
+        self._full = False
 
     def events(self) -> Iterator[Event]:
         """Everything but the last event; `finish` makes that."""
-        yield Started(
-            self.request.plan, len(self.request.prompt), self._reused, dropped_turns=self.request.dropped_turns
-        )
-        if not self._prefill():
+        request = self.request
+        started = Started(request.plan, len(request.prompt), self._reused, dropped_turns=request.dropped_turns)
+        with self._clock.stopped():
+            yield started
+        read = self._prefill()
+        self._prefilled = self._clock.seconds
+        if not read:
             return
         hierarchy = self._hierarchy_of()
         try:
-            while not (self._out_of_time() or hierarchy.finished or self._text.stopped):
-                yield self._take(hierarchy.round())
+            while not (self._text.stopped or hierarchy.finished or self._out_of_time()):
+                event = self._take(hierarchy.round())
+                with self._clock.stopped():
+                    yield event
+            self._full = hierarchy.finished
         finally:
             self._levels = hierarchy.statistics()
-            self._passes = len(self.rounds)
 
     @property
     def reason(self) -> FinishReason:
         """Why the reply ended, if nothing went wrong."""
         if self._text.stopped or (self._ids and self._ids[-1] in self._end_ids):
             return "stop"
-        if self.request.cancel.is_set():
-            return "cancelled"
-        return "timeout" if self._out_of_time() else "length"
+        if self._full:
+            return "length"
+        return "cancelled" if self.request.cancel.is_set() else "timeout"
 
-    def finish(
-        self, reason: FinishReason, error: HsdError | None, baseline: Callable[[Generation], float | None]
-    ) -> Reply:
-        """The finished reply. `baseline`: seconds plain decoding would have taken, given this."""
-        now = time.perf_counter()
-        request, seconds = self.request, now - self.request.begun
-        plain = baseline(self) if self._ids and error is None else None
+    def finish(self, reason: FinishReason, error: HsdError | None, plain_ms: Callable[[Sequence[int]], float]) -> Reply:
+        """The finished reply.
+
+        Args:
+            reason, error: why it ended.
+            plain_ms: ms of plain steps of the target at given context lengths, added up. The baseline is the target's
+                own time on the prompt and one such step per token.
+        """
+        request, seconds = self.request, self._clock.seconds
+        plain = None
+        if self._ids and error is None:
+            plain = self.target_prefill_seconds + plain_ms(self._context_lengths) / 1000
         stats = ReplyStats(
             seconds=seconds,
-            first_token_seconds=(self._first_token or now) - request.begun,
+            first_token_seconds=self._first_token or seconds,
             prompt_tokens=len(request.prompt),
             reused_tokens=self._reused,
             tokens=len(self._ids),
             speedup=plain / seconds if plain else None,
             baseline_seconds=plain,
             plan=str(request.plan),
-            target_passes=self._passes,
+            target_passes=self._levels[-1].passes if self._levels else 0,
             levels=self._levels,
             provenance=tuple(self._origins),
-            prefill_seconds=self._prefilled - request.begun,
-            decode_seconds=now - self._prefilled,
+            prefill_seconds=self._prefilled,
+            decode_seconds=seconds - self._prefilled,
             model_seconds=sum(level.seconds for level in self._levels),
             forecast_ms_per_token=request.forecast_ms,
             verification=request.verification,
         )
-        text = self._text.text
-        return Reply(text, tuple(self._ids), reason, stats, None if error is None else str(error), request.params.seed)
+        # A seed that was drawn here reproduces the reply only where nothing learned had a part in it.
+        seed = None if request.stop and not request.params.greedy else request.params.seed
+        return Reply(self._text.text, tuple(self._ids), reason, stats, None if error is None else str(error), seed)
 
     def tail(self) -> Tokens | None:
         """Text that was held back at the end, as an event; None if there is none."""
@@ -168,7 +200,7 @@ class Generation:
         return Tokens(rest, (), ()) if rest else None
 
     @property
-    def context_lengths(self) -> range:
+    def _context_lengths(self) -> range:
         """Cached tokens before each token of the reply, had it been decoded plainly."""
         return range(len(self.request.prompt) - 1, len(self.request.prompt) - 1 + len(self._ids))
 
@@ -184,13 +216,12 @@ class Generation:
                 raise failed_pass(name, error) from error
             if name == self.request.plan.target:
                 self.target_prefill_seconds = time.perf_counter() - begun
-        self._prefilled = time.perf_counter()
         return True
 
     def _take(self, done: Round) -> Tokens:
         self.rounds.append(done)
         if self._first_token is None:
-            self._first_token = time.perf_counter()
+            self._first_token = self._clock.seconds
         ended = done.tokens[-1] in self._end_ids
         shown, used = self._text.push(done.tokens[: len(done.tokens) - ended])
         if not self._text.stopped:
@@ -202,4 +233,4 @@ class Generation:
 
     def _out_of_time(self) -> bool:
         limit = self.request.params.time_limit
-        return self.request.cancel.is_set() or (limit is not None and time.perf_counter() - self.request.begun > limit)
+        return self.request.cancel.is_set() or (limit is not None and self._clock.seconds > limit)

@@ -237,7 +237,7 @@ class Hierarchy:
     def _logits(self, level: Level, reader: Reader, n: int) -> Tensor:
         """The level's logits of the last `n` positions; a failure names the level."""
         try:
-            return reader.read(self.sequence.tokens, n)
+            return reader.read(self.sequence.tokens, n).to(self._sampler.device)
         except HsdError:
             raise
         except Exception as error:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from hsd import scoring
 from hsd.conversations import Conversation
-from hsd.generation import Request
+from hsd.generation import Generation, Request
 from hsd.hierarchy import Round
 from hsd.planner import Planner
 from hsd.sampling import Sampler
@@ -25,14 +26,14 @@ class Scorable:
     """A finished reply that can be scored as long as its conversation holds its text.
 
     Args:
-        conversation: whose caches hold it.
+        conversation: whose caches hold it; a weak reference, so that waiting here keeps no memory.
         tokens: prompt and reply.
         request: what was asked.
         sampler: the reply's own.
         reply_id: its row in the statistics.
     """
 
-    conversation: Conversation
+    conversation: weakref.ref[Conversation]
     tokens: tuple[int, ...]
     request: Request
     sampler: Sampler
@@ -55,13 +56,18 @@ class Learner:
         self._waiting: deque[Scorable] = deque(maxlen=_WAITING)
         self._reply_seconds = self._own_seconds = 0.0
 
-    def replied(self, seconds: float) -> None:
-        """A reply took this long; a share of it may be spent here."""
-        self._reply_seconds += seconds
+    def replied(self, reply: Reply, made: Generation, conversation: Conversation | None, reply_id: int) -> None:
+        """A reply was finished: a share of its time may be spent here, and it waits to be scored.
 
-    def add(self, reply: Scorable) -> None:
-        """Remembers a reply for later."""
-        self._waiting.append(reply)
+        Args:
+            reply, made: the reply, and what made it.
+            conversation: whose caches hold it; None if it cannot be scored.
+            reply_id: its row in the statistics.
+        """
+        self._reply_seconds += reply.stats.seconds
+        if conversation is not None and len(reply.token_ids) > 1:
+            tokens = (*made.request.prompt, *reply.token_ids)
+            self._waiting.append(Scorable(weakref.ref(conversation), tokens, made.request, made.sampler, reply_id))
 
     def clear(self) -> None:
         """Forgets what waits."""
@@ -82,12 +88,11 @@ class Learner:
 
     def _score(self, reply: Scorable, should_stop: Callable[[], bool]) -> bool:
         tokens = list(reply.tokens)
-        if reply.conversation.shared(tokens) < len(tokens):
-            return False  # edited or regenerated since: its caches hold another text
+        conversation = reply.conversation()
+        if conversation is None or conversation.shared(tokens) < len(tokens):
+            return False  # dropped, edited or regenerated since: no cache holds its text
         begun = time.perf_counter()
-        scores = scoring.score(
-            reply.conversation, self._names, tokens, len(reply.request.prompt), reply.sampler, should_stop
-        )
+        scores = scoring.score(conversation, self._names, tokens, len(reply.request.prompt), reply.sampler, should_stop)
         self._own_seconds += time.perf_counter() - begun
         if scores is None:
             self._waiting.append(reply)

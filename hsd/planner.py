@@ -120,6 +120,15 @@ class Planner:
         self._costs[next(self._in_turn)].measure(buckets=(0,), repeats=1, stop=stop)
         self.store_costs()
 
+    @property
+    def knows_baseline(self) -> bool:
+        """Whether the target's plain step was ever timed."""
+        return self._costs[self.target].known(1)
+
+    def measure_baseline(self) -> None:
+        """Times the target's plain step."""
+        self._costs[self.target].measure((1,), (0,))
+
     def baseline_ms(self, contexts: Sequence[int]) -> float:
         """Milliseconds of one plain step of the target at each of these context lengths, added up."""
         costs = self._costs[self.target]
@@ -229,13 +238,27 @@ class Planner:
         first, *rest = plan.drafts
         return Plan(plan.target, (Stage(first.name, min(2 * first.threshold + 2, MAX_WIDTH - 1)), *rest))
 
+    def decide(self, plan: str | Plan, temperature: float, context: int) -> tuple[Plan, float | None]:
+        """The plan to run, decided here for "auto" and checked otherwise, and its forecast in ms per token.
+
+        Raises:
+            ConfigError: this family cannot run it.
+        """
+        if plan != "auto":
+            chosen = self.checked(plan)
+            return chosen, self.forecast(chosen, temperature, context)
+        if not self._models[self.target].cuttable:
+            return Plan(self.target), None
+        decision = self.plan_for(temperature, context)
+        return decision.plan, decision.forecast_ms
+
     def checked(self, plan: str | Plan) -> Plan:
         """A plan that somebody asks for, if this family can run it.
 
         Raises:
             ConfigError: its levels are not in this family, in another order, or under another target.
         """
-        chosen = Plan.parse(plan) if isinstance(plan, str) else plan
+        chosen = plan if isinstance(plan, Plan) else Plan.parse(plan)
         order = [LOOKUP, *self._models]
         for name in chosen.names:
             if name not in order:

@@ -46,7 +46,9 @@ class Prompts:
         self._replies: dict[str, tuple[int, ...]] = {}
 
     def note(self, text: str, ids: Sequence[int]) -> None:
-        """Remembers that a reply's text was generated as these ids."""
+        """Remembers that a reply's text was generated as these ids; not where a stop string cut the text."""
+        if not text or self._tokenizer.decode(list(ids), skip_special_tokens=True) != text:
+            return
         self._replies.pop(text, None)
         self._replies[text] = tuple(ids)
         while len(self._replies) > self._remember:
@@ -75,23 +77,27 @@ class Prompts:
         Args:
             prompt: a conversation, one user message as text, or token ids.
             context: longest prompt and reply together, in tokens.
-            max_tokens: wanted for the reply; where turns are dropped, up to a quarter of the context is kept free.
+            max_tokens: wanted for the reply; turns are dropped where it does not leave room for this many, or for a
+                quarter of the context if that is less, and then down to half the context.
             drop: leave the oldest turns out instead of refusing.
 
         Raises:
             PromptError: nothing is asked, an id is out of range, or it does not fit.
         """
-        dropped = 0
+        dropped, ids = 0, list[int]()
         if isinstance(prompt, str):
             prompt = [{"role": "user", "content": prompt}]
-        if prompt and all(isinstance(m, int) for m in prompt):
-            ids = self._ids_in_range(prompt)  # type: ignore[arg-type]
+        if hasattr(prompt, "tolist"):  # a tensor or an array of ids
+            prompt = prompt.tolist()
+        if len(prompt) and all(isinstance(m, int) and not isinstance(m, bool) for m in prompt):
+            ids = list(prompt)  # type: ignore[arg-type]
         else:
             turns: list[Any] = list(prompt)
             ids = self.build(turns)
-            room = context - min(max_tokens, context // 4)
-            while drop and len(ids) > room and (shorter := _without_oldest_turn(turns)):
-                turns, dropped = shorter, dropped + 1
+            if drop and len(ids) > context - min(max_tokens, context // 4):
+                # Half the context at once: dropping just enough would read everything anew in every later turn.
+                while self._size(turns) > context // 2 and (shorter := _without_oldest_turn(turns)):
+                    turns, dropped = shorter, dropped + 1
                 ids = self.build(turns)
         if not ids:
             raise PromptError("The prompt is empty.", "Write something first.")
@@ -100,13 +106,14 @@ class Prompts:
                 f"The conversation has {len(ids)} tokens, and the context holds {context} with the reply.",
                 "Shorten the message or begin a new chat.",
             )
-        return ids, dropped
-
-    def _ids_in_range(self, prompt: Sequence[int]) -> list[int]:
-        wrong = next((i for i in prompt if not 0 <= i < self._vocab), None)
+        wrong = next((i for i in ids if not 0 <= i < self._vocab), None)
         if wrong is not None:
             raise PromptError(f"The prompt holds token id {wrong}.", f"The vocabulary has ids 0 to {self._vocab - 1}.")
-        return [int(i) for i in prompt]
+        return ids, dropped
+
+    def _size(self, messages: Sequence[Message]) -> int:
+        """Tokens of a conversation, about: by its text, without looking for known replies in it."""
+        return len(self._encode(self._render(messages, True), add_special_tokens=False))
 
     def _splice(self, text: str, messages: Sequence[Message]) -> list[int]:
         """Tokenizes the rendered text, with the remembered ids in the place of the replies that stand in it verbatim.

@@ -34,6 +34,7 @@ class Sampler:
     def __init__(self, params: SamplingParams, prompt: Sequence[int], vocab: int, device: torch.device | str) -> None:
         self.params = params
         self.vocab = vocab
+        self.device = device
         self._prompt_length = len(prompt)
         for name, ids in (
             ("logit_bias", tuple(params.logit_bias or ())),
@@ -44,7 +45,7 @@ class Sampler:
             if wrong:
                 raise ConfigError(f"{name} holds token id {wrong[0]}.", f"The vocabulary has ids 0 to {vocab - 1}.")
         self._bias = _bias_row(params, vocab, device)
-        self._penalties = _Penalties(params, prompt, device) if _wants_penalties(params) else None
+        self._penalties = _Penalties(params, prompt, vocab, device) if _wants_penalties(params) else None
         self._filters = _filters(params)
 
     def rows(self, logits: Tensor, sequence: Sequence[int]) -> Rows:
@@ -148,10 +149,12 @@ class _Penalties:
     levels ask for neighbouring prefixes, so a row costs its distinct tokens, not the length of the context.
     """
 
-    def __init__(self, params: SamplingParams, prompt: Sequence[int], device: torch.device | str) -> None:
+    def __init__(self, params: SamplingParams, prompt: Sequence[int], vocab: int, device: torch.device | str) -> None:
         self._params = params
         self._device = device
-        self._prompt_ids = set(prompt)
+        # Ids beyond the vocabulary have no logit to penalise.
+        self._prompt_ids = {token for token in prompt if token < vocab}
+        self._prompt_tensor = self._ids(self._prompt_ids)
         self._prompt_length = len(prompt)
         self._counts: Counter[int] = Counter()
         self._counted: list[int] = []  # reply and pending tokens in self._counts, in order
@@ -172,7 +175,7 @@ class _Penalties:
         self._counted.extend(new)
         params = self._params
         if params.repetition_penalty != 1:
-            ids = self._ids(self._prompt_ids | self._counts.keys())
+            ids = torch.cat((self._prompt_tensor, self._ids(self._counts.keys() - self._prompt_ids)))
             seen = row[ids]
             row[ids] = torch.where(seen < 0, seen * params.repetition_penalty, seen / params.repetition_penalty)
         if self._counts and (params.presence_penalty or params.frequency_penalty):
@@ -180,5 +183,4 @@ class _Penalties:
             row[self._ids(self._counts)] -= params.presence_penalty + params.frequency_penalty * counts
 
     def _ids(self, ids: Iterable[int]) -> Tensor:
-        # Ids beyond the vocabulary can stand in a prompt (padding rows, another family's text); they have no logit.
         return torch.tensor(list(ids), dtype=torch.long, device=self._device)

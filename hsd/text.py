@@ -46,23 +46,32 @@ class TextStream:
 
     def flush(self) -> str:
         """What was held back and can now be shown; bytes of an unfinished character are left out."""
-        rest = "" if self.stopped else self._held + self._window(self._read).rstrip(_UNFINISHED)
+        rest = "" if self.stopped else self._held + self._window(self._read, len(self._ids)).rstrip(_UNFINISHED)
         self._held = ""
         self._read = len(self._ids)
         return self._give(rest)
 
     def _new_text(self) -> str:
-        """Text of the ids that have not been taken; empty while they end inside a character."""
-        new = self._window(self._read)
-        if new.endswith(_UNFINISHED):
-            return ""
+        """Text of the ids that have not been taken, as far as it consists of whole characters."""
+        end = len(self._ids)
+        # A character has at most four bytes, so at most the last three tokens can belong to an unfinished one.
+        for taken in range(end, max(end - 4, self._read), -1):
+            new = self._window(self._read, taken)
+            if not new.endswith(_UNFINISHED):
+                return self._take(new, taken)
+        if end - self._read > 4:  # bytes that are no character, and never will be
+            return self._take(self._window(self._read, end - 4), end - 4)
+        return ""
+
+    def _take(self, new: str, taken: int) -> str:
         if new:
-            self._begin, self._read = self._read, len(self._ids)
+            self._begin, self._read = self._read, taken
         return new
 
-    def _window(self, taken: int) -> str:
+    def _window(self, taken: int, end: int) -> str:
+        """Text that the ids between `taken` and `end` add."""
         before = self._decode(self._ids[self._begin : taken], skip_special_tokens=True)
-        after = self._decode(self._ids[self._begin :], skip_special_tokens=True)
+        after = self._decode(self._ids[self._begin : end], skip_special_tokens=True)
         return after[len(before) :]
 
     def _scan(self, new: str) -> str:

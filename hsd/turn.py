@@ -1,10 +1,15 @@
-"""Whose turn it is at the engine."""
+"""Whose turn it is at the engine, and streams that any thread may close."""
 
 from __future__ import annotations
 
+import contextlib
 import threading
+from collections.abc import Callable, Generator, Iterator
 
 from hsd.errors import HsdError
+from hsd.types import Event, Finished
+
+_LOOK = 0.05  # seconds between two looks at whether a waiting request was cancelled
 
 
 class Turn:
@@ -17,13 +22,58 @@ class Turn:
         self._lock = threading.Lock()
         self._holder: int | None = None
 
-    def __enter__(self) -> None:
-        if not self._lock.acquire(blocking=False):
+    def take(self, give_up: Callable[[], bool] = lambda: False) -> bool:
+        """Waits for the turn; False if `give_up` became true first.
+
+        Raises:
+            HsdError: this very thread holds it.
+        """
+        while not self._lock.acquire(timeout=_LOOK):
             if self._holder == threading.get_ident():
                 raise HsdError("Another reply of this engine is still being streamed.", "Finish or close it first.")
-            self._lock.acquire()
+            if give_up():
+                return False
         self._holder = threading.get_ident()
+        return True
 
-    def __exit__(self, *_: object) -> None:
+    def give(self) -> None:
+        """Lets the next one go on."""
         self._holder = None
         self._lock.release()
+
+    def __enter__(self) -> None:
+        self.take()
+
+    def __exit__(self, *_: object) -> None:
+        self.give()
+
+
+class Stream(Iterator[Event]):
+    """Events of one reply.
+
+    Args:
+        events: makes them.
+        cancel: ends the reply within one round.
+    """
+
+    def __init__(self, events: Generator[Event, None, None], cancel: threading.Event) -> None:
+        self._events = events
+        self._cancel = cancel
+
+    def __iter__(self) -> Stream:
+        return self
+
+    def __next__(self) -> Event:
+        event = next(self._events)
+        if isinstance(event, Finished):
+            self._events.close()  # whoever has the reply need not ask for more to let others go on
+        return event
+
+    def close(self) -> None:
+        """Ends the reply: at once, or within one round where another thread is waiting for the next event."""
+        self._cancel.set()
+        with contextlib.suppress(ValueError):  # that thread is inside the generator; it sees the flag
+            self._events.close()
+
+    def __del__(self) -> None:
+        self.close()

@@ -23,6 +23,20 @@ Verification = Literal["block", "token"]
 _STAGE = re.compile(r"^\s*(?P<name>[A-Za-z0-9][A-Za-z0-9._/+-]*)\s*(?::\s*(?P<threshold>-?\d+)\s*)?$")
 
 
+def check_name(name: str) -> str:
+    """A level's name, if plans can be written with it.
+
+    Raises:
+        ConfigError: it holds something that a plan's text could not be read back from.
+    """
+    match = _STAGE.match(name) if isinstance(name, str) else None
+    if match is None or match["name"] != name:
+        raise ConfigError(
+            f"{name!r} cannot be the name of a model.", "Use letters, digits, '.', '_', '/', '+' and '-', no spaces."
+        )
+    return name
+
+
 @dataclass(frozen=True, slots=True)
 class Stage:
     """One level of a plan below the top.

@@ -11,6 +11,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from hsd.bench.prompts import PROMPTS
 from hsd.builtin import DATA, MODELS, WEIGHTS, own, persona, stages, sums, tokenizer, train, weights_dir
 from hsd.builtin.conversation import as_messages, conversation, held_out
 from hsd.builtin.distill import overlap, soften
@@ -119,18 +120,25 @@ def test_there_are_enough_conversations_of_its_own():
 def test_a_broken_data_line_is_named(tmp_path):
     bad = tmp_path / "bad.jsonl"
     bad.write_text('{"turns": []}\nno json\n')
-    with pytest.raises(HsdError, match="bad.jsonl:2"):
+    with pytest.raises(HsdError, match=r"bad\.jsonl:2"):
         own._rows(bad)
 
 
 def test_held_out_questions_are_never_trained_on():
-    forbidden = {json.loads(line)["asked"].lower().strip("?.!") for line in (DATA / "held_out.jsonl").open()}
+    never = {json.loads(line)["asked"] for line in (DATA / "held_out.jsonl").open()}
+    never |= {prompt for prompts in PROMPTS.values() for prompt in prompts}
+    forbidden = {text.lower().strip("?.!") for text in never}
     mixture = Mixture(None)
     for number in range(2):
         for turns in mixture.round(number):
             asked = {turn.content.lower().strip("?.!") for turn in turns if turn.role == "user"}
             assert not asked & forbidden
             assert not any(text.startswith("what would i type to") for text in asked)
+
+
+def test_the_prompts_of_the_benchmark_are_listed_as_never_asked():
+    listed = (DATA / "never_asked.txt").read_text(encoding="utf-8").splitlines()
+    assert {prompt for prompts in PROMPTS.values() for prompt in prompts} <= set(listed)
 
 
 def test_a_round_is_a_function_of_seed_and_number():

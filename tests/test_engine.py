@@ -34,7 +34,7 @@ def passes(one: hsd.Engine) -> dict[str, list[tuple[int, int]]]:
 
 
 def fail(model, after: int, error: Exception | float | None) -> None:
-    """From now on a model's forward fails after some passes, or gives this number or NaN; `del model.forward` mends it."""
+    """After some passes a model's forward fails, or gives this number or NaN, until `del model.forward`."""
     left = iter(range(after))
 
     def forward(ids, cache, last, sound=model.forward):
@@ -73,6 +73,7 @@ def test_a_level_reads_no_token_twice_across_turns():
     """A turn begins where each cache ends. A draft is behind by its last token and the bonus, by one more where the
     length limit left no room to draft; the target by its own last token."""
     one = engine()
+    params = SamplingParams(temperature=0, max_tokens=24, banned_ids=tuple(range(128, 256)))  # whole characters
     seen = passes(one)
     messages = [{"role": "user", "content": "hello"}]
     for turn in range(4):
@@ -80,7 +81,7 @@ def test_a_level_reads_no_token_twice_across_turns():
         talk = one._conversations._held[0] if turn else None
         held = {name: len(reader) for name, reader in talk.readers.items()} if talk else {}
         old = len(talk.tokens) if talk else 0
-        reply = one.generate(messages, GREEDY, plan="tiny:2>medium:4>big")
+        reply = one.generate(messages, params, plan="tiny:2>medium:4>big")
         for name in ("tiny", "medium", "big"):
             assert seen[name][0][1] == held.get(name, 0), f"{name} read cached tokens again"
             assert old - held.get(name, 0) <= (1 if name == "big" else 3)
@@ -156,7 +157,7 @@ def test_the_context_is_refused_or_shortened_as_the_person_chose():
         engine(count=2, context=128).generate(talk, GREEDY)
     dropping = engine(count=2, context=128, overflow="drop")
     events = list(dropping.stream(talk, GREEDY, plan="big"))
-    assert isinstance(events[0], Started) and events[0].dropped_turns == 2
+    assert isinstance(events[0], Started) and events[0].dropped_turns == 3
     with pytest.raises(hsd.PromptError, match="context holds"):
         dropping.generate("z" * 500, GREEDY)
 
@@ -286,6 +287,7 @@ def test_a_failing_model_ends_the_reply_and_the_engine_goes_on(level, error):
 
 def test_a_dead_gpu_context_asks_for_a_reload():
     one = engine(count=2)
+    one.generate("hi", GREEDY, plan="big")
     fail(one._models["big"], 3, RuntimeError("CUDA error: x"))
     assert one.generate("hello", GREEDY, plan="big").finish_reason == "error"
     with pytest.raises(hsd.LoadError, match="GPU stopped working"):
@@ -442,3 +444,183 @@ def test_with_enough_positions_plans_are_compared_by_replay():
     assert {"big"} <= {a["plan"] for a in report["alternatives"]} | {report["plan"]}
     assert report["forecast_ms_per_token"] <= report["plain_ms_per_token"] * 1.0001
     assert str(one.planner.plan_for(1.0).plan) == report["plan"], "decided once, used until a reply is finished"
+
+
+# --- what a hostile reader found
+
+
+def test_three_conversations_go_least_recently_used_first():
+    one = engine(count=2)
+    prompts = [[n] * 40 for n in (1, 2, 3)]
+    for prompt in prompts:
+        one.generate(prompt, GREEDY, plan="medium:2>big")
+    one.generate(prompts[0], GREEDY, plan="medium:2>big")
+    one._conversations._budget = sum(c.nbytes for c in one._conversations._held) - 1
+    one._conversations.trim()
+    assert [c.tokens[0] for c in one._conversations._held] == [3, 1]
+
+
+def test_what_waits_to_be_scored_keeps_no_memory():
+    import gc
+    import weakref
+
+    one = engine(count=2, cache_bytes=1)
+    seen = []
+    for n in range(5):
+        one.generate([n + 1] * 40, GREEDY, plan="medium:2>big")
+        seen.append(weakref.ref(one._conversations._held[-1]))
+    gc.collect()
+    assert sum(ref() is not None for ref in seen) == 1
+    one.forget()
+    gc.collect()
+    assert not any(ref() for ref in seen)
+
+
+@pytest.mark.parametrize("how", ["cancel", "time"])
+def test_a_long_prompt_can_be_stopped_while_it_is_read(how):
+    one, cancel = engine(count=2, context=512), threading.Event()
+    one.generate([9], GREEDY, plan="big")
+    for model in one._models.values():
+
+        def slow(ids, cache, last, forward=model.forward):
+            time.sleep(0.05)
+            cancel.set()
+            return forward(ids, cache, last)
+
+        model.forward = slow
+    params = SamplingParams(temperature=0, max_tokens=20, time_limit=0.04 if how == "time" else None)
+    flag = cancel if how == "cancel" else threading.Event()
+    *_, last = one.stream([1, 2] * 240, params, plan="medium:2>big", cancel=flag)
+    assert last.reply.finish_reason == ("timeout" if how == "time" else "cancelled") and not last.reply.token_ids
+    assert last.reply.stats.prefill_seconds > 0.04 > last.reply.stats.decode_seconds
+    for model in one._models.values():
+        del model.forward
+    whole = one.generate([1, 2] * 240, GREEDY, plan="medium:2>big")
+    assert whole.token_ids == engine(count=2, context=512).generate([1, 2] * 240, GREEDY, plan="big").token_ids
+
+
+def test_replies_without_a_seed_differ_and_say_which_was_drawn():
+    one, params = engine(count=2), SamplingParams(temperature=1.5, max_tokens=30)
+    first, second = (one.generate("hello", params, plan="medium:2>big") for _ in range(2))
+    assert first.seed != second.seed and first.token_ids != second.token_ids
+    again = SamplingParams(temperature=1.5, max_tokens=30, seed=first.seed)
+    assert one.generate("hello", again, plan="medium:2>big").token_ids == first.token_ids
+
+
+@pytest.mark.parametrize("shape", ["llama", "gpt-neox"])
+def test_an_interrupt_inside_a_pass_leaves_nothing_wrong_behind(shape):
+    family = tiny.related(shape, count=2, noise=0.03)
+    one = hsd.Engine.from_models(family, tiny.ByteTokenizer())
+    want = one.generate("hello there", GREEDY, plan="medium:3>big").token_ids
+    one.forget()
+    layer = (family["big"].model.layers if shape == "llama" else family["big"].gpt_neox.layers)[-1]
+    sound, left = one._models["big"].forward, iter(range(4))
+
+    def interrupted(ids, cache, last):
+        if next(left, None) is None:
+            hook = layer.register_forward_pre_hook(lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+            try:
+                return sound(ids, cache, last) if shape == "gpt-neox" else (_ for _ in ()).throw(KeyboardInterrupt)
+            finally:
+                hook.remove()
+        return sound(ids, cache, last)
+
+    one._models["big"].forward = interrupted
+    with pytest.raises(KeyboardInterrupt):
+        for event in one.stream("hello there", GREEDY, plan="medium:3>big"):
+            assert not isinstance(event, Finished)
+    del one._models["big"].forward
+    assert one.generate("hello there", GREEDY, plan="medium:3>big").token_ids == want
+
+
+def test_a_failure_outside_the_models_ends_the_reply_too():
+    class Breaking(tiny.ByteTokenizer):
+        def decode(self, token_ids, skip_special_tokens=False):
+            if len(token_ids) > 6:
+                raise RuntimeError("no such token")
+            return super().decode(token_ids, skip_special_tokens)
+
+    one = hsd.Engine.from_models(tiny.related(count=2), Breaking())
+    params = SamplingParams(temperature=0, max_tokens=24, banned_ids=tuple(range(128)))
+    reply = one.generate([1, 2, 3], params, plan="medium:8>big")
+    assert reply.finish_reason in ("error", "length")
+    assert one.generate([1, 2, 3], GREEDY, plan="big").finish_reason in ("error", "length", "stop")
+
+
+def test_a_stream_can_be_closed_by_another_thread_and_so_can_the_engine():
+    one = engine()
+    stream = one.stream("hello", SamplingParams(temperature=0, max_tokens=400), plan="tiny:2>big")
+    events, reader = [], None
+
+    def consume() -> None:
+        for event in stream:
+            events.append(event)
+            time.sleep(0.01)
+
+    reader = threading.Thread(target=consume)
+    reader.start()
+    time.sleep(0.15)
+    stream.close()
+    reader.join(5)
+    assert not reader.is_alive() and len(events) < 200
+    with pytest.raises(KeyError), engine() as other:
+        begun = other.stream("hello", GREEDY, plan="big")
+        next(begun)
+        raise KeyError
+
+
+def test_a_request_that_waits_can_be_cancelled():
+    one, cancel = engine(count=2), threading.Event()
+    first = one.stream("a", GREEDY, plan="big")
+    next(first)
+    out = []
+    waiting = threading.Thread(target=lambda: out.extend(one.stream("b", GREEDY, plan="big", cancel=cancel)))
+    waiting.start()
+    time.sleep(0.1)
+    cancel.set()
+    waiting.join(5)
+    assert out[-1].reply.finish_reason == "cancelled" and not out[-1].reply.token_ids
+    first.close()
+
+
+def test_a_slow_listener_is_not_charged_to_the_reply():
+    one = engine(count=2)
+    one.generate("hello", GREEDY, plan="big")
+    stream = one.stream("hello", GREEDY, plan="big")
+    stats = [(time.sleep(0.02), event)[1] for event in stream][-1].reply.stats
+    assert stats.seconds < 0.02 * stats.target_passes and stats.decode_seconds >= stats.model_seconds
+
+
+def test_reading_a_prompt_is_no_sample_of_a_steps_cost():
+    one = engine(count=2)
+    one.generate([1] * 10, GREEDY, plan="big")
+    assert not one.planner._costs["big"].known(9) and one.planner._costs["big"].known(1)
+
+
+def test_what_a_stop_string_cut_off_does_not_come_back():
+    one = engine()
+    params = SamplingParams(temperature=0, max_tokens=60, banned_ids=tuple(range(128, 256)))
+    text = one.generate("hello", params, plan="big").text
+    cut = SamplingParams(temperature=0, max_tokens=60, banned_ids=tuple(range(128, 256)), stop=(text[7:10],))
+    reply = one.generate("hello", cut, plan="big")
+    talk = [{"role": "user", "content": "hello"}, {"role": "assistant", "content": reply.text}]
+    prompt = one._prompts.build([*talk, {"role": "user", "content": "x"}])
+    assert text[7:10] not in one.tokenizer.decode(prompt)
+
+
+@pytest.mark.parametrize("name", ["big model", "x:3", "_a", "a>b", ""])
+def test_a_name_that_no_plan_can_hold_is_refused(name):
+    with pytest.raises(hsd.ConfigError, match="name of a model"):
+        hsd.Engine.from_models({name: tiny.model(), "big": tiny.model()}, tiny.ByteTokenizer())
+
+
+def test_a_draft_that_is_no_language_model_is_left_out():
+    one = hsd.Engine.from_models({"odd": torch.nn.Linear(2, 2), "big": tiny.model()}, tiny.ByteTokenizer())
+    assert one.info.models == ("big",) and "cannot be used" in one.info.dropped[0].reason
+    with pytest.raises(hsd.LoadError, match="no causal language model"):
+        hsd.Engine.from_models({"big": torch.nn.Linear(2, 2)}, tiny.ByteTokenizer())
+
+
+def test_the_smallest_context_works():
+    one = engine(count=2, context=16)
+    assert one.generate([1, 2, 3], GREEDY).stats.tokens == 13

@@ -99,15 +99,27 @@ def test_a_cache_grows_without_losing_what_it_holds():
     torch.testing.assert_close(reader.read(ids, 2), reference(model, ids)[-2:], atol=2e-5, rtol=1e-4)
 
 
-def test_a_pass_that_fails_half_way_leaves_the_cache_as_it_was():
-    model = tiny.model("gpt-neox")
+@pytest.mark.parametrize("shape", ["llama", "gpt-neox"])
+def test_a_pass_that_fails_in_its_last_layer_leaves_nothing_wrong_behind(shape):
+    model = tiny.model(shape)
     wrapped = wrap("m", model, 512)
     reader = Reader(wrapped, wrapped.new_cache())
     ids = some_ids(12)
     reader.read(ids[:8], 1)
-    with pytest.raises(IndexError):
-        reader.read([*ids[:8], 5, 10_000], 1)
-    assert reader.length == 8
+
+    def broken(*_):
+        raise RuntimeError("half-way")
+
+    if shape == "llama":
+        sound, wrapped._layers[-1].down = wrapped._layers[-1].down, broken
+    else:
+        hook = model.gpt_neox.layers[-1].register_forward_pre_hook(broken)
+    with pytest.raises(RuntimeError, match="half-way"):
+        reader.read(ids[:10], 2)
+    if shape == "llama":
+        wrapped._layers[-1].down = sound
+    else:
+        hook.remove()
     torch.testing.assert_close(reader.read(ids, 1), reference(model, ids)[-1:], atol=2e-5, rtol=1e-4)
 
 

@@ -21,31 +21,77 @@ def rows(rng: np.random.Generator, n: int, vocab: int, sparse: bool) -> torch.Te
     return torch.tensor(weights / weights.sum(1, keepdims=True), dtype=torch.float32)
 
 
-def emitted(rule, q: torch.Tensor, p: torch.Tensor, cells: int = 24) -> dict[tuple[int, ...], float]:
-    """Law of the emitted tokens for one-token blocks, by a fine grid of coins: exact up to the grid."""
-    law: dict[tuple[int, ...], float] = {}
-    grid = [(i + 0.5) / cells for i in range(cells)]
-    vocab = p.shape[1]
-    for y in range(vocab):
-        mass = float(q[0] == y) if isinstance(q, list) else float(q[0, y])
+def threshold(accepts) -> float:
+    """The coin below which something happens that happens for small coins only; exact to 2**-40."""
+    low, high = 0.0, 1.0
+    if not accepts(low):
+        return 0.0
+    for _ in range(40):
+        middle = (low + high) / 2
+        low, high = (middle, high) if accepts(middle) else (low, middle)
+    return high
+
+
+def tokens_of(rule, draft, q, p, coins, vocab: int) -> np.ndarray:
+    """Law of the verifier's own token when the accepting coins are held: every boundary by bisection."""
+    ends = [
+        threshold(lambda c, x=x: rule(draft, q, p, [*coins, min(c, 1 - 2**-53)]).token <= x) if x < vocab - 1 else 1.0
+        for x in range(vocab)
+    ]
+    return np.diff([0.0, *ends])
+
+
+def law(rule, q0, q1, p0, p1, p2, one_hot: bool) -> np.ndarray:
+    """Exact joint law of the first two tokens that a rule emits for blocks of two, `(V, V)`.
+
+    `q0`, `p0` are the first rows, `q1[x]`, `p1[x]` those behind x, `p2[x, y]` behind both. Coins are integrated
+    exactly: each decides by one threshold, whatever the others are (token-wise: while all before it accept).
+    """
+    vocab, reject = len(p0), 1 - 2**-53
+    out = np.zeros((vocab, vocab))
+    for x, y in itertools.product(range(vocab), repeat=2):
+        mass = float(q0[x]) * float(q1[x, y])
         if not mass:
             continue
-        for u, v in itertools.product(grid, grid):
-            verdict = rule([y], q, p, [u, v])
-            tokens = (y, verdict.token) if verdict.accepted else (verdict.token,)
-            law[tokens] = law.get(tokens, 0.0) + mass / cells**2
-    return law
+        draft, p = [x, y], torch.stack((p0, p1[x], p2[x, y]))
+        q = draft if one_hot else torch.stack((q0, q1[x]))
+        both = threshold(lambda c: rule(draft, q, p, [0.0, c, 0.5]).accepted == 2)  # noqa: B023
+        first = threshold(lambda c: rule(draft, q, p, [c, reject, 0.5]).accepted >= 1)  # noqa: B023
+        if rule is token_wise:
+            chance = {2: first * both, 1: first * (1 - both), 0: 1 - first}
+        else:
+            chance = {2: both, 1: (1 - both) * first, 0: (1 - both) * (1 - first)}
+        out[x, y] += mass * chance[2]
+        if chance[1] > 0:
+            out[x] += mass * chance[1] * tokens_of(rule, draft, q, p, [0.0, reject], vocab)
+        if chance[0] > 0:
+            alone = tokens_of(rule, draft, q, p, [reject, reject], vocab)
+            out += mass * chance[0] * alone[:, None] * p1.double().numpy()
+    return out
 
 
-@pytest.mark.parametrize("rule", [token_wise, block_wise])
+@pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("one_hot", [False, True])
-def test_the_first_emitted_token_has_exactly_the_verifiers_distribution(rule, one_hot):
-    rng = np.random.default_rng(3)
-    p = rows(rng, 2, 3, sparse=False)
-    q = [1] if one_hot else rows(rng, 1, 3, sparse=False)
-    law = emitted(rule, q, p)
-    first = [sum(mass for tokens, mass in law.items() if tokens[0] == x) for x in range(3)]
-    assert first == pytest.approx(p[0].tolist(), abs=0.04)  # a grid of 24 cells resolves about 1/24
+@pytest.mark.parametrize("rule", [token_wise, block_wise])
+def test_the_emitted_tokens_have_exactly_the_verifiers_joint_law(rule, one_hot, seed):
+    rng = np.random.default_rng(seed)
+    vocab = 3
+    p0, p1 = rows(rng, 1, vocab, sparse=seed % 2 == 1)[0], rows(rng, vocab, vocab, sparse=False)
+    p2 = rows(rng, vocab * vocab, vocab, sparse=False).view(vocab, vocab, vocab)
+    if one_hot:
+        q0, q1 = torch.eye(vocab)[1], torch.eye(vocab)[[2, 0, 1]]
+    else:
+        q0, q1 = rows(rng, 1, vocab, sparse=seed % 2 == 0)[0], rows(rng, vocab, vocab, sparse=False)
+    want = p0.double().numpy()[:, None] * p1.double().numpy()
+    assert law(rule, q0, q1, p0, p1, p2, one_hot) == pytest.approx(want, abs=1e-6)
+
+
+def test_the_two_rules_are_two():
+    """A token that is too likely in the draft, then one that makes up for it: only the block as a whole is accepted."""
+    q, p = torch.tensor([[0.8, 0.2], [0.4, 0.6]]), torch.tensor([[0.4, 0.6], [0.8, 0.2], [0.5, 0.5]])
+    coins = [0.9, 0.9, 0.1]
+    assert verify([0, 0], q, p, coins, "block").accepted == 2
+    assert verify([0, 0], q, p, coins, "token").accepted == 0
 
 
 @settings(max_examples=60, deadline=None)

@@ -43,13 +43,12 @@ def load(family: Family, device: str = "auto", dtype: str | None = None, progres
     for done, spec in enumerate(ordered):
         tell(LoadProgress(spec.name, f"loading {spec.path}", done, total))
         try:
-            loaded[spec.name] = read_model(spec, device_of(spec, device), dtype)
             if spec is not target:
                 check_tokenizer(spec, tokenizer)
+            loaded[spec.name] = read_model(spec, device_of(spec, device), dtype)
         except LoadError as error:
             if spec is target:
                 raise
-            loaded.pop(spec.name, None)
             dropped.append(Dropped(spec.name, str(error)))
     stored = {s.name: s.quantization for s in family.models if s.quantization != "none"}
     tell(LoadProgress("", "checking the models", total, total))

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hsd.config import Family, ModelSpec
-from hsd.errors import ConfigError
+from hsd.errors import ConfigError, LoadError
 from hsd.prompts import Tokenizer
 from hsd.runtime import LanguageModel, wrap
-from hsd.types import LOOKUP, Dropped
+from hsd.types import LOOKUP, Dropped, FamilyInfo, check_name
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +39,34 @@ class Loaded:
     dropped: tuple[Dropped, ...] = ()
     notes: tuple[str, ...] = ()
 
+    @property
+    def target(self) -> LanguageModel:
+        """The model whose tokens the reply is made of."""
+        return self.models[list(self.models)[-1]]
+
+    @property
+    def key(self) -> str:
+        """What acceptances are valid for: the models, their sizes, how they are stored and what they compute in."""
+        parts = [
+            f"{name}={self.parameters[name]}/{self.stored.get(name, '')}/{model.dtype}"
+            for name, model in self.models.items()
+        ]
+        return f"{self.family.name}: {', '.join(parts)}"
+
+    def info(self, notes: Sequence[str] = ()) -> FamilyInfo:
+        """The same for people, with further notes."""
+        return FamilyInfo(
+            name=self.family.name,
+            title=self.family.title or self.family.name,
+            models=tuple(self.models),
+            target=self.target.name,
+            context=self.target.context,
+            device=str(self.target.device),
+            parameters=self.parameters,
+            dropped=self.dropped,
+            notes=(*self.notes, *notes),
+        )
+
 
 def in_memory(
     models: Mapping[str, Any], target: str | None, context: int | None, overflow: str
@@ -50,6 +78,8 @@ def in_memory(
     """
     if not models:
         raise ConfigError("There are no models.", "Give at least one.")
+    for name in models:
+        check_name(name)
     target = target or list(models)[-1]
     if target not in models:
         raise ConfigError(f"The target '{target}' is not among the models: {', '.join(models)}.")
@@ -83,18 +113,25 @@ def assemble(
     vocab = max(tokenizer.get_vocab().values()) + 1
     *drafts, target = models
     context = min([family.context, *(_positions(models[name]) for name in (target,))])
-    wrapped = {target: wrap(target, models[target], context)}
+    try:
+        wrapped = {target: wrap(target, models[target], context)}
+    except Exception as error:
+        said = (str(error) or type(error).__name__).splitlines()[0]
+        raise LoadError(f"The target '{target}' is no causal language model: {said}.", "Choose another.") from error
     # The target's own rows bound the vocabulary: what it cannot emit, no reply holds.
     vocab = min(vocab, wrapped[target].vocab)
     notes = _notes(family, context, wrapped[target])
     for name in drafts:
-        reason = _unusable(name, models[name], context, vocab)
-        if reason is None:
-            model = wrap(name, models[name], context)
-            if model.cuttable:
-                wrapped[name] = model
-                continue
-            reason = "its cache cannot be cut back after a rejection (a recurrent or hybrid model)"
+        try:
+            reason = _unusable(name, models[name], context, vocab)
+            if reason is None:
+                model = wrap(name, models[name], context)
+                if model.cuttable:
+                    wrapped[name] = model
+                    continue
+                reason = "its cache cannot be cut back after a rejection (a recurrent or hybrid model)"
+        except Exception as error:  # a draft is never worth the family, whatever is wrong with it
+            reason = f"it cannot be used: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
         out.append(Dropped(name, f"Left out: {reason}."))
     order = [n for n in models if n in wrapped]
     return Loaded(
@@ -135,7 +172,7 @@ def _unusable(name: str, model: Any, context: int, vocab: int) -> str | None:
 
 def _positions(model: Any) -> int:
     """Longest sequence that a model was made for; very many where its configuration sets no bound."""
-    return int(getattr(model.config, "max_position_embeddings", None) or 1 << 30)
+    return int(getattr(getattr(model, "config", None), "max_position_embeddings", None) or 1 << 30)
 
 
 def _parameters(model: Any) -> int:

@@ -69,12 +69,12 @@ def read_model(spec: ModelSpec, device: str, dtype: str | None) -> Any:
             use_safetensors=True,
             trust_remote_code=spec.trust_remote_code,
         )
-    if device == "cpu" and spec.quantization != "none":
-        # There are no fast 4- or 8-bit kernels here: stored small, computed wide.
-        model = model.dequantize()
-        model = model.to(_torch_dtype(dtype or "float32"))
-    if device == "cpu" and dtype is None and spec.dtype == "auto" and spec.quantization == "none":
-        model = model.to(cpu_dtype(model.num_parameters()))
+        if device == "cpu" and spec.quantization != "none":
+            # There are no fast 4- or 8-bit kernels here: stored small, computed wide.
+            model = model.dequantize()
+            model = model.to(_torch_dtype(dtype or "float32"))
+        if device == "cpu" and dtype is None and spec.dtype == "auto" and spec.quantization == "none":
+            model = model.to(cpu_dtype(model.num_parameters()))
     return model
 
 

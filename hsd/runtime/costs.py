@@ -57,8 +57,8 @@ class StepCosts:
         reader = Reader(self._model, self._model.new_cache())
         text = [i % min(self._model.vocab, 1000) for i in range(self._model.context)]
         for at in buckets:
-            place = min(_PLACES[at], self._model.context - MAX_WIDTH - 1)
-            if place < 0 or bucket(place) != at:
+            place = max(min(_PLACES[at], self._model.context - MAX_WIDTH - 1), 0)
+            if bucket(place) != at:
                 continue
             if not reader.prefill(text[:place], stop):
                 return
@@ -77,7 +77,8 @@ class StepCosts:
     def add(self, passes: Iterable[Pass]) -> None:
         """Takes the passes of a reply into account."""
         for entry in passes:
-            if entry.width <= MAX_WIDTH:
+            # Reading a prompt skips the head and would look like a cheap step.
+            if entry.width <= MAX_WIDTH and entry.last:
                 self._samples[bucket(entry.context), entry.width].append(entry.seconds * 1000)
 
     def restore(self, at: int, width: int, ms: float) -> None:

@@ -72,14 +72,15 @@ class TransformersModel:
     @torch.inference_mode()
     def forward(self, ids: Sequence[int], cache: TransformersCache, last: int) -> Tensor:
         """See `LanguageModel.forward`."""
-        if cache.state is None and self.cuttable:
-            cache.state = _full_cache()
+        # Taken out while the pass runs: one that fails half-way has written some layers and not others.
+        state, length, cache.state, cache.length = cache.state, cache.length, None, 0
+        if state is None and self.cuttable:
+            state = _full_cache()
         extra = {"logits_to_keep": max(last, 1)} if self._keeps_logits else {}
         output = self._model(
-            torch.tensor([ids], device=self.device), use_cache=True, **{self._state_name: cache.state}, **extra
+            torch.tensor([ids], device=self.device), use_cache=True, **{self._state_name: state}, **extra
         )
-        cache.state = output[self._state_name]
-        cache.length += len(ids)
+        cache.state, cache.length = output[self._state_name], length + len(ids)
         return output.logits[0, output.logits.shape[1] - last :].float()
 
     def _can_cut(self) -> bool:

@@ -14,11 +14,12 @@ from hsd.runtime.base import MAX_WIDTH, PREFILL_WIDTH, KVCache, LanguageModel
 
 @dataclass(slots=True)
 class Pass:
-    """One forward: `width` tokens read behind `context` cached ones, in `seconds`."""
+    """One forward: `width` tokens read behind `context` cached ones, logits for the `last`, in `seconds`."""
 
     width: int
     context: int
-    seconds: float
+    last: int
+    seconds: float = 0.0
 
 
 @dataclass(slots=True)
@@ -29,29 +30,32 @@ class Meter:
     _passes: list[Pass] = field(default_factory=list)
     _pending: list[tuple[Pass, torch.cuda.Event, torch.cuda.Event]] = field(default_factory=list)
 
-    def run(self, width: int, context: int, step: Callable[[], Tensor]) -> Tensor:
-        """Runs and times one pass."""
-        entry = Pass(width, context, 0.0)
-        self._passes.append(entry)
+    def run(self, entry: Pass, step: Callable[[], Tensor]) -> Tensor:
+        """Runs and times one pass; one that fails is not kept."""
         if self.device.type != "cuda":
             begun = time.perf_counter()
             logits = step()
             entry.seconds = time.perf_counter() - begun
+            self._passes.append(entry)
             return logits
         begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         begin.record()
         logits = step()
         end.record()
+        self._passes.append(entry)
         self._pending.append((entry, begin, end))
         return logits
 
     @property
     def passes(self) -> list[Pass]:
         """All passes so far; waits for those that still run."""
-        for entry, begin, end in self._pending:
-            end.synchronize()
-            entry.seconds = begin.elapsed_time(end) / 1000
-        self._pending.clear()
+        pending, self._pending = self._pending, []
+        for entry, begin, end in pending:
+            try:
+                end.synchronize()
+                entry.seconds = begin.elapsed_time(end) / 1000
+            except RuntimeError:  # a dead GPU context: the failure itself is told elsewhere
+                self._passes.remove(entry)
         return self._passes
 
 
@@ -118,7 +122,7 @@ class Reader:
     def _forward(self, ids: Sequence[int], last: int) -> Tensor:
         cache, before = self.cache, self.cache.length
         try:
-            return self.meter.run(len(ids), before, lambda: self.model.forward(ids, cache, last))
+            return self.meter.run(Pass(len(ids), before, last), lambda: self.model.forward(ids, cache, last))
         except BaseException:
             # A pass that failed half-way may have written some layers: what it read is not cached.
             if cache.length > before:

@@ -1,0 +1,41 @@
+"""What a draft is trained for: to give the target's distribution, because that is what acceptance measures."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+TEXT_SHARE = 0.1
+
+
+def soften(teacher: Tensor, targets: Tensor) -> Tensor:
+    """The target's distribution at temperature 1 with a little of the text itself mixed in.
+
+    Cross-entropy towards this mixture is KL(teacher || draft) and a little cross-entropy to the text, up to a
+    constant, for the price of one.
+
+    Args:
+        teacher: [targets, vocabulary] logits.
+        targets: [targets] ids of the text.
+    Returns:
+        [targets, vocabulary] probabilities.
+    """
+    wanted = torch.softmax(teacher, dim=-1).mul_(1 - TEXT_SHARE)
+    at_text = wanted.new_full((len(targets), 1), TEXT_SHARE)
+    return wanted.scatter_add_(1, targets[:, None], at_text)
+
+
+def overlap(draft: Tensor, target: Tensor, temperature: float) -> Tensor:
+    """Probability that the target accepts the draft's next token, position by position.
+
+    Args:
+        draft, target: logits [..., vocabulary].
+        temperature: 0 compares the likeliest tokens.
+    Returns:
+        [...] in 0 to 1: sum over tokens of min(p, q), Leviathan et al. 2022, arXiv 2211.17192.
+    """
+    if temperature == 0:
+        return (draft.argmax(-1) == target.argmax(-1)).float()
+    p = torch.softmax(target.float() / temperature, -1)
+    q = torch.softmax(draft.float() / temperature, -1)
+    return torch.minimum(p, q).sum(-1)

@@ -26,7 +26,7 @@ from hsd.planning import StopRule
 from hsd.runtime import Reader
 from hsd.sampling import Sampler
 from hsd.types import LOOKUP, LevelStats
-from hsd.verify import NoDistributionError, Rows, draw, verify
+from hsd.verify import NoDistributionError, Rows, verify
 
 
 @dataclass(slots=True)
@@ -204,19 +204,18 @@ class Hierarchy:
         tokens = self.sequence.tokens
         end, chance = min(len(tokens) + level.threshold, self._room(0)), 1.0
         while len(tokens) < end and stop.pays(chance) and not self._ended():
-            chance *= stop.calibration.chance(self._draft(level, measured=True))
+            chance *= stop.calibration.chance(self._draft(level))
 
-    def _draft(self, level: Level, measured: bool = False) -> float:
-        """The first level draws one token; its confidence in it, if that is to be measured."""
+    def _draft(self, level: Level) -> float:
+        """The first level draws one token; its confidence in what it drew from."""
         assert isinstance(level.source, Reader)
         logits = self._logits(level, level.source, 1)
-        row = self._sampler.rows(logits, self.sequence.tokens)
-        token = row[0] if isinstance(row, list) else draw(row[0], self._coins.random())
+        token, row, confidence = self._sampler.draw(logits, self.sequence.tokens, self._coins.random())
         if token < 0:
             raise self._no_distribution(level)
         level.rows.append(row)
         self._append(token, level)
-        return float(self._sampler.confidences(row, logits)) if measured else 1.0
+        return confidence
 
     def _look_up(self, level: Level, index: SuffixIndex) -> bool:
         """A lookup proposes the token that followed the same words before; False if there were none."""

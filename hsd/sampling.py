@@ -10,12 +10,13 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from hsd.errors import ConfigError
 from hsd.params import SamplingParams
-from hsd.verify import Rows
+from hsd.verify import Rows, draw, draw_from
 
 
 class Sampler:
@@ -68,6 +69,38 @@ class Sampler:
         for keep in self._filters:
             logits = keep(logits)
         return torch.softmax(logits, dim=-1, dtype=torch.float32)
+
+    def draw(self, logits: Tensor, sequence: Sequence[int], coin: float) -> tuple[int, Rows, float]:
+        """Draws the token behind a sequence: `rows` and `hsd.verify.draw` in one go, for the one row of a draft.
+
+        Args:
+            logits: `(1, >= vocab)`.
+            sequence: prompt, reply and pending tokens.
+            coin: in [0, 1); not used where decoding is greedy.
+
+        Returns:
+            The token (-1 if the row is no distribution), its row, and the row's largest probability before the draw.
+        """
+        if self._filters or logits.device.type != "cpu":
+            row = self.rows(logits, sequence)
+            token = row[0] if isinstance(row, list) else draw(row[0], coin)
+            return token, row, float(self.confidences(row, logits))
+        # On a CPU a draft's step is short, and a few numpy passes over the vocabulary, in place, cost half of a dozen
+        # tensor operations.
+        values = self._adjusted(logits[:, : self.vocab], sequence)[0].float().numpy()
+        best = int(values.argmax())
+        top = float(values[best])
+        if not math.isfinite(top):  # argmax finds NaN first
+            return -1, [-1], 0.0
+        values = values - np.float32(top)
+        if not self.params.greedy and self.params.temperature != 1:
+            values /= np.float32(self.params.temperature)
+        np.exp(values, out=values)
+        if self.params.greedy:
+            return best, [best], 1 / float(values.sum())
+        token, total = draw_from(values, coin)
+        values /= np.float32(total)
+        return token, torch.from_numpy(values).unsqueeze(0), 1 / total
 
     def confidences(self, rows: Rows, logits: Tensor) -> Tensor:
         """The largest probability of every row, before anything is drawn; of greedy rows, that at temperature 1.

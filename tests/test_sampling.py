@@ -120,3 +120,22 @@ def test_an_id_outside_the_vocabulary_is_one_sentence(settings):
 def test_impossible_settings_name_themselves(settings):
     with pytest.raises(ConfigError, match=next(iter(settings))):
         SamplingParams(**settings)
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"temperature": 0.6}, {"temperature": 0}, {"top_p": 0.8}, {"banned_ids": (2,)}]
+)
+def test_drawing_in_one_go_is_rows_and_then_a_draw(settings):
+    from hsd.verify import draw
+
+    for seed, coin in enumerate(np.linspace(0, 0.999, 25)):
+        one, values = sampler(**settings), logits(seed)
+        token, row, confidence = one.draw(values, [1, 2], float(coin))
+        want = one.rows(values, [1, 2])
+        if isinstance(want, list):
+            assert row == want == [token]
+            assert confidence == pytest.approx(float(torch.softmax(values[0], -1).max()), abs=1e-5)
+        else:
+            torch.testing.assert_close(row, want)
+            assert token == draw(want[0], float(coin)) and confidence == pytest.approx(float(want.max()), abs=1e-5)
+    assert sampler(**settings).draw(torch.full((1, VOCAB), torch.nan), [1, 2], 0.5)[0] == -1

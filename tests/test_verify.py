@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hsd.verify import NoDistributionError, block_wise, draw, greedy, overlap, token_wise, verify
+from hsd.verify import NoDistributionError, block_wise, draw, draw_from, greedy, overlap, token_wise, verify
 
 
 def rows(rng: np.random.Generator, n: int, vocab: int, sparse: bool) -> torch.Tensor:
@@ -167,3 +167,19 @@ def test_overlap_is_the_chance_of_acceptance_for_every_kind_of_row():
     assert overlap(p, q).tolist() == pytest.approx([0.7, 1.0])
     assert overlap(p, [1, -1]).tolist() == pytest.approx([0.5, 0.0])
     assert overlap([0, 1], [0, -1]).tolist() == [1.0, 0.0]
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(0, 100_000), st.integers(1, 700), st.floats(0, 1, exclude_max=True))
+def test_drawing_in_blocks_is_inverting_the_whole_sum(seed, size, coin):
+    rng = np.random.default_rng(seed)
+    weights = (rng.random(size) * (rng.random(size) < 0.3)).astype(np.float32)
+    token, total = draw_from(weights, coin)
+    if not weights.any():
+        assert token == -1 and total == 0
+        return
+    sums = weights.cumsum(dtype=np.float64)
+    assert weights[token] > 0 and total == pytest.approx(float(sums[-1]), rel=1e-5)
+    # Sums of 128 in float32: a coin within that of a boundary may fall to either side.
+    near = {int(sums.searchsorted(coin * float(sums[-1]) * (1 + e), side="right")) for e in (-1e-6, 0, 1e-6)}
+    assert token in near or weights[min(near) : max(near) + 1].sum() == 0

@@ -70,6 +70,8 @@ def serve(arguments: Arguments) -> int:
         models=tuple(model.name for model in family.models),
         plan=arguments.plan,
         examples=family.examples,
+        system=family.system,
+        may_drop=family.overflow == "drop",
     )
     stopped = _stop_on_signals()
     password = arguments.password or needed_password(arguments)

@@ -7,11 +7,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from chat import search
+
 Role = Literal["user", "assistant"]
 State = Literal["done", "running", "cancelled", "interrupted", "error"]
 
 JSON_FIELDS = frozenset({"token_ids", "stats", "provenance", "pieces", "params"})
-CONVERSATION_COLUMNS = ("id", "title", "leaf_id", "settings", "created", "updated")
+CONVERSATION_COLUMNS = ("id", "title", "leaf_id", "settings", "pinned", "created", "updated")
 MESSAGE_COLUMNS = (
     "id",
     "conversation_id",
@@ -66,7 +68,7 @@ _V1 = (
 )
 
 # Append only: a database on somebody's disk has already run the ones above.
-MIGRATIONS: tuple[tuple[str, ...], ...] = (_V1,)
+MIGRATIONS: tuple[tuple[str, ...], ...] = (_V1, search.TABLES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +79,7 @@ class Conversation:
     title: str
     leaf_id: str | None
     settings: Mapping[str, Any]
+    pinned: bool
     created: float
     updated: float
 
@@ -84,7 +87,7 @@ class Conversation:
     def from_row(cls, row: tuple[Any, ...]) -> Conversation:
         """Value of a row of `CONVERSATION_COLUMNS`."""
         values = dict(zip(CONVERSATION_COLUMNS, row, strict=True))
-        return cls(**{**values, "settings": json.loads(values["settings"])})
+        return cls(**{**values, "settings": json.loads(values["settings"]), "pinned": bool(values["pinned"])})
 
 
 @dataclass(frozen=True, slots=True)

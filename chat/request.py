@@ -94,6 +94,32 @@ class Request:
         return {"text": self.text, "token_ids": list(self.ids), "provenance": list(self.provenance)}
 
 
+@dataclass(frozen=True, slots=True)
+class Live:
+    """A reply that is not finished. `ahead`: requests before it; `started` is False while it waits."""
+
+    message_id: str
+    text: str
+    tokens: int
+    plan: str
+    started: bool
+    ahead: int
+    stopping: bool
+
+    @classmethod
+    def of(cls, request: Request, ahead: int) -> Live:
+        """A request at this moment."""
+        return cls(
+            message_id=request.message_id,
+            text=request.text,
+            tokens=len(request.ids),
+            plan=request.decided_plan,
+            started=request.started is not None,
+            ahead=ahead,
+            stopping=request.cancel.is_set(),
+        )
+
+
 def outcome(request: Request, reply: hsd.Reply, tokenizer: Any) -> dict[str, Any]:
     """Columns of a reply that is over. Where it went on after an interruption, its statistics are those of the rest."""
     stats = asdict(reply.stats)

@@ -12,38 +12,31 @@ from dataclasses import dataclass
 from typing import Any
 
 import hsd
+from chat import tree
+from chat.library import TEMPORARY, Library
 from chat.prompt import make_title, messages_for_engine
-from chat.records import Conversation, Message
-from chat.request import EngineView, Load, Request
+from chat.records import Conversation, Message, Role
+from chat.request import EngineView, Live, Load, Request
 from chat.settings import Settings
 from chat.store import Store
 from chat.worker import Worker
 
 
 @dataclass(frozen=True, slots=True)
-class Live:
-    """A reply that is not finished. `ahead`: requests before it; `started` is False while it waits."""
-
-    message_id: str
-    text: str
-    tokens: int
-    plan: str
-    started: bool
-    ahead: int
-    stopping: bool
-
-
-@dataclass(frozen=True, slots=True)
 class Snapshot:
-    """A conversation at a moment. `messages` leaves out the reply that `live` is."""
+    """A conversation at a moment. `messages` leaves out the reply that `live` is.
+
+    `places`: of the messages that have siblings, their place among them and how many there are.
+    """
 
     conversation: Conversation | None
     messages: tuple[Message, ...]
     live: Live | None
     version: int
+    places: Mapping[str, tuple[int, int]] = dataclasses.field(default_factory=dict)
 
 
-class Session:
+class Session(Library):
     """The chat of one store and one engine.
 
     Args:
@@ -53,6 +46,8 @@ class Session:
         models: names of its models, cheapest first, shown before they are loaded.
         plan: the plan a new conversation starts with.
         examples: messages to start with.
+        system: the family's system message for conversations that have none.
+        may_drop: the family leaves the oldest turns out where the context is full.
     """
 
     def __init__(
@@ -64,14 +59,14 @@ class Session:
         models: tuple[str, ...] = (),
         plan: str = "auto",
         examples: tuple[str, ...] = (),
+        system: str = "",
+        may_drop: bool = False,
     ) -> None:
-        self.store, self.title, self.models, self.default_plan = store, title, models, plan
-        self.examples = examples
+        super().__init__(store)
+        self.title, self.models, self.default_plan, self.examples = title, models, plan, examples
+        self._system, self._may_drop = system, may_drop
         self.visited = threading.Event()
         """Set when the first page has been opened."""
-        self._changes = threading.Condition()
-        self._version = 0
-        self._topics: dict[str, int] = {}
         self._sending = threading.Lock()
         self.worker = Worker(load, self._save, self._touch)
 
@@ -83,34 +78,24 @@ class Session:
         """Stop everything; unfinished replies are stored as interrupted."""
         self.worker.close()
         self.store.close()
+        self._passing.close()
+
+    def load(self) -> None:
+        """Load the engine once more, after it failed or was unloaded."""
+        self.worker.load()
+
+    def unload(self) -> None:
+        """Give the engine's memory back; the next message loads it again. Raises HsdError while it is at work."""
+        if self.worker.busy:
+            raise hsd.HsdError("A reply is being written.", "Wait for it, or stop it first.")
+        self.worker.unload()
 
     # Watching
 
-    def _touch(self, topic: str) -> None:
-        with self._changes:
-            self._version += 1
-            self._topics[topic] = self._version
-            self._changes.notify_all()
-
     def _save(self, message_id: str, values: Mapping[str, Any]) -> None:
-        self.store.update(message_id, **values)
+        self._of(message_id).update(message_id, **values)
         if "state" in values:
             self._touch("list")
-
-    @property
-    def version(self) -> int:
-        """Grows with every change a page could show."""
-        return self._version
-
-    def changed(self, topic: str) -> int:
-        """Version of the last change of "list", "engine" or a conversation's id."""
-        return self._topics.get(topic, 0)
-
-    def wait(self, version: int, timeout: float) -> int:
-        """The version, as soon as it is above `version` or the time is up."""
-        with self._changes:
-            self._changes.wait_for(lambda: self._version > version, timeout)
-            return self._version
 
     @property
     def engine(self) -> EngineView:
@@ -124,18 +109,19 @@ class Session:
 
     def snapshot(self, conversation_id: str | None) -> Snapshot:
         """What a page shows of a conversation; empty where it is unknown or deleted."""
-        version = self._version
+        version = self.version
         # The worker first: a reply that ends in between is then in the store and not twice on the page.
         live = self._live(conversation_id) if conversation_id else None
-        conversation = self.store.conversation(conversation_id) if conversation_id else None
+        conversation = self.conversation(conversation_id)
         if conversation is None:
             return Snapshot(None, (), None, version)
-        path = [self._with_unsaved(m) for m in self.store.path_to(conversation.leaf_id)]
+        path = [self._with_unsaved(m) for m in self._of(conversation.id).path_to(conversation.leaf_id)]
         if live and path and path[-1].id == live.message_id:
             path.pop()
         else:
             live = None
-        return Snapshot(conversation, tuple(path), live, version)
+        places = tree.places(self._of(conversation.id), conversation.id, path)
+        return Snapshot(conversation, tuple(path), live, version, places)
 
     def live(self, conversation_id: str | None) -> Live | None:
         """The running reply alone, without a look into the store."""
@@ -143,18 +129,7 @@ class Session:
 
     def _live(self, conversation_id: str) -> Live | None:
         found = self.worker.request(conversation_id)
-        if found is None:
-            return None
-        request, ahead = found
-        return Live(
-            message_id=request.message_id,
-            text=request.text,
-            tokens=len(request.ids),
-            plan=request.decided_plan,
-            started=request.started is not None,
-            ahead=ahead,
-            stopping=request.cancel.is_set(),
-        )
+        return Live.of(*found) if found else None
 
     def _with_unsaved(self, message: Message) -> Message:
         values = dict(self.worker.saving.waiting(message.id))
@@ -162,41 +137,31 @@ class Session:
 
     # Conversations
 
-    def conversations(self, search: str = "") -> list[Conversation]:
-        """Newest first."""
-        return self.store.conversations(search)
-
-    def latest(self) -> str | None:
-        """The conversation that was last used, or None."""
-        found = self.store.conversations(limit=1)
-        return found[0].id if found else None
-
-    def rename(self, conversation_id: str, title: str) -> None:
-        """Give it another title. Raises HsdError for an empty one."""
-        title = " ".join(title.split())
-        if not title:
-            raise hsd.HsdError("A title cannot be empty.", "Write at least one letter.")
-        self.store.rename(conversation_id, title[:200])
-        self._touch(conversation_id)
-        self._touch("list")
-
     def delete(self, conversation_id: str) -> None:
         """Stop it and take it off the list; `restore` brings it back."""
         self.stop(conversation_id)
-        self.store.delete(conversation_id)
-        self._touch(conversation_id)
-        self._touch("list")
+        super().delete(conversation_id)
 
-    def restore(self, conversation_id: str) -> None:
-        """Undo `delete`."""
-        self.store.restore(conversation_id)
-        self._touch(conversation_id)
-        self._touch("list")
+    def forget(self, conversation_id: str) -> None:
+        """Stop and drop a temporary conversation; others stay and go on."""
+        if conversation_id.startswith(TEMPORARY):
+            self.stop(conversation_id)
+            super().forget(conversation_id)
+
+    def switch(self, message_id: str, step: int) -> None:
+        """Show the branch of the sibling `step` places further. Raises HsdError while a reply is being written."""
+        message = self.message(message_id)
+        if message:
+            self._check_free(message.conversation_id)
+            super().switch(message_id, step)
 
     # Replies
 
-    def send(self, conversation_id: str | None, text: str, settings: Settings) -> str:
+    def send(self, conversation_id: str | None, text: str, settings: Settings, *, temporary: bool = False) -> str:
         """Store a message and queue its reply; the conversation, made if it is None.
+
+        Args:
+            temporary: a conversation that is made is kept in memory alone.
 
         Raises:
             HsdError: an empty message, an impossible setting, or the last reply is still running. Nothing is stored.
@@ -206,14 +171,16 @@ class Session:
         params = settings.params()
         self._check_plan(settings.plan)
         with self._sending:
-            if conversation_id and self.store.conversation(conversation_id) is None:
+            if self.conversation(conversation_id) is None:
                 conversation_id = None
             if conversation_id is None:
-                conversation_id = self.store.create(make_title(text))
+                store = self._passing if temporary else self.store
+                conversation_id = store.create("Temporary chat" if temporary else make_title(text))
+            store = self._of(conversation_id)
             self._check_free(conversation_id)
             parent = self._parent_for_next(conversation_id)
-            self.store.keep_settings(conversation_id, dataclasses.asdict(settings))
-            _, reply_id = self.store.add_turn(conversation_id, parent, text, dataclasses.asdict(settings))
+            store.keep_settings(conversation_id, dataclasses.asdict(settings))
+            _, reply_id = store.add_turn(conversation_id, parent, text, dataclasses.asdict(settings))
             self._submit(conversation_id, reply_id, params, settings)
         return conversation_id
 
@@ -222,12 +189,46 @@ class Session:
         params = settings.params()
         self._check_plan(settings.plan)
         with self._sending:
-            message = self.store.message(message_id)
-            if message is None or message.role != "assistant" or message.parent_id is None:
-                raise hsd.HsdError("This reply is not there any more.", "Reload the page.")
+            message = self._expect(message_id, "assistant")
             self._check_free(message.conversation_id)
-            reply_id = self.store.add_reply(message.conversation_id, message.parent_id, dataclasses.asdict(settings))
+            reply_id = self._of(message_id).add_reply(
+                message.conversation_id, str(message.parent_id), dataclasses.asdict(settings)
+            )
             self._submit(message.conversation_id, reply_id, params, settings)
+
+    def edit(self, message_id: str, text: str, settings: Settings) -> None:
+        """Send another text in the place of an own message; what was said after the old one stays, as a branch."""
+        if not text.strip():
+            raise hsd.PromptError("The message is empty.", "Write something first.")
+        params = settings.params()
+        self._check_plan(settings.plan)
+        with self._sending:
+            message = self._expect(message_id, "user")
+            self._check_free(message.conversation_id)
+            _, reply_id = self._of(message_id).add_turn(
+                message.conversation_id, message.parent_id, text, dataclasses.asdict(settings)
+            )
+            self._submit(message.conversation_id, reply_id, params, settings)
+
+    def resume(self, message_id: str, settings: Settings) -> None:
+        """Let a reply that was cut off go on where it ended. Raises HsdError where there is nothing to go on from."""
+        params = settings.params()
+        self._check_plan(settings.plan)
+        with self._sending:
+            message = self._expect(message_id, "assistant")
+            self._check_free(message.conversation_id)
+            conversation = self.conversation(message.conversation_id)
+            last = conversation is not None and conversation.leaf_id == message_id
+            if not last or not message.text or message.state == "running":
+                raise hsd.HsdError("There is nothing to go on from.", "Try again instead.")
+            self._of(message_id).resume(message_id)
+            self._submit(message.conversation_id, message_id, params, settings, begun=message)
+
+    def _expect(self, message_id: str, role: Role) -> Message:
+        message = self.message(message_id)
+        if message is None or message.role != role:
+            raise hsd.HsdError("This message is not there any more.", "Reload the page.")
+        return message
 
     def stop(self, conversation_id: str) -> None:
         """Stop this conversation's reply within a round; others go on."""
@@ -252,8 +253,8 @@ class Session:
             )
 
     def _parent_for_next(self, conversation_id: str) -> str | None:
-        conversation = self.store.conversation(conversation_id)
-        path = self.store.path_to(conversation.leaf_id) if conversation else []
+        conversation = self.conversation(conversation_id)
+        path = self._of(conversation_id).path_to(conversation.leaf_id) if conversation else []
         if not path:
             return None
         # A prompt that was refused would make every later one fail too: the next one takes its place, as a branch.
@@ -261,8 +262,23 @@ class Session:
             return path[-2].parent_id
         return path[-1].id
 
-    def _submit(self, conversation_id: str, reply_id: str, params: hsd.SamplingParams, settings: Settings) -> None:
-        messages = messages_for_engine(self.store.path_to(reply_id)[:-1], settings.system)
-        self.worker.submit(Request(reply_id, conversation_id, messages, params, settings.plan))
-        self._touch(conversation_id)
-        self._touch("list")
+    def _submit(
+        self,
+        conversation_id: str,
+        reply_id: str,
+        params: hsd.SamplingParams,
+        settings: Settings,
+        begun: Message | None = None,
+    ) -> None:
+        path = self._of(reply_id).path_to(reply_id)[:-1]
+        # Ids say it all to a reply that goes on: the engine adds no system message to them.
+        system = settings.system or (self._system if begun else "")
+        request = Request(
+            reply_id, conversation_id, messages_for_engine(path, system), params, settings.plan, may_drop=self._may_drop
+        )
+        if begun:
+            request.text = request.begun = begun.text
+            request.ids, request.provenance = list(begun.token_ids), list(begun.provenance)
+            request.before = len(begun.token_ids)
+        self.worker.submit(request)
+        self._touch(conversation_id, "list")

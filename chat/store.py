@@ -11,7 +11,7 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from chat.records import (
     Role,
     State,
 )
+from chat.search import condition
 
 BUSY_SECONDS = 5.0
 KEEP_DELETED_SECONDS = 24 * 3600.0
@@ -38,12 +39,16 @@ KEEP_DELETED_SECONDS = 24 * 3600.0
 class Store:
     """`chat.db`, opened for this process.
 
+    Args:
+        path: the file; ":memory:" for one that is in memory alone.
+        prefix: begins all ids.
+
     Raises:
         StoreError: newer than this version, damaged, locked, read-only, or on a full disk.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path)
+    def __init__(self, path: str | os.PathLike[str], prefix: str = "") -> None:
+        self.path, self._prefix = Path(path), prefix
         self._lock = threading.RLock()
         try:
             # Several threads share the connection; the lock above keeps them apart.
@@ -108,21 +113,19 @@ class Store:
         with self._lock:
             self.db.close()
 
+    def rows(self, sql: str, *values: Any) -> list[tuple[Any, ...]]:
+        """What a query finds."""
+        with self._errors():
+            return list(self.db.execute(sql, values).fetchall())
+
     # Conversations
 
     def conversations(self, search: str = "", limit: int = 500) -> list[Conversation]:
-        """Newest first; with `search`, those whose title or messages hold the words."""
-        sql = f"SELECT {', '.join(CONVERSATION_COLUMNS)} FROM conversations c WHERE deleted IS NULL"
-        values: list[Any] = []
-        if search.strip():
-            escaped = search.strip().replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
-            sql += (
-                " AND (title LIKE ? ESCAPE '\\' OR EXISTS (SELECT 1 FROM messages m"
-                " WHERE m.conversation_id = c.id AND m.text LIKE ? ESCAPE '\\'))"
-            )
-            values += [f"%{escaped}%"] * 2
+        """Pinned ones first, then the newest; with `search`, those whose title and messages hold all the words."""
+        where, values = condition(search)
+        sql = f"SELECT {', '.join(CONVERSATION_COLUMNS)} FROM conversations c WHERE deleted IS NULL AND {where}"
         with self._errors():
-            rows = self.db.execute(f"{sql} ORDER BY updated DESC LIMIT ?", [*values, limit]).fetchall()
+            rows = self.db.execute(f"{sql} ORDER BY pinned DESC, updated DESC LIMIT ?", [*values, limit]).fetchall()
         return [Conversation.from_row(row) for row in rows]
 
     def conversation(self, conversation_id: str) -> Conversation | None:
@@ -134,9 +137,14 @@ class Store:
             ).fetchone()
         return Conversation.from_row(row) if row else None
 
+    def latest(self) -> str | None:
+        """Id of the conversation that was last used, or None."""
+        rows = self.rows("SELECT id FROM conversations WHERE deleted IS NULL ORDER BY updated DESC LIMIT 1")
+        return rows[0][0] if rows else None
+
     def create(self, title: str) -> str:
         """A new, empty conversation; its id."""
-        conversation_id, now = new_id(), time.time()
+        conversation_id, now = new_id(self._prefix), time.time()
         with self._write() as db:
             db["conversations"].insert(
                 {"id": conversation_id, "title": storable(title), "created": now, "updated": now}
@@ -147,6 +155,16 @@ class Store:
         """Give it another title."""
         with self._write() as db:
             db.execute("UPDATE conversations SET title = ? WHERE id = ?", [storable(title), conversation_id])
+
+    def show(self, conversation_id: str, leaf_id: str) -> None:
+        """Make the path that ends in this message the visible one."""
+        with self._write() as db:
+            db.execute("UPDATE conversations SET leaf_id = ? WHERE id = ?", [leaf_id, conversation_id])
+
+    def pin(self, conversation_id: str, pinned: bool) -> None:
+        """Keep it at the top of the list, or no longer."""
+        with self._write() as db:
+            db.execute("UPDATE conversations SET pinned = ? WHERE id = ?", [int(pinned), conversation_id])
 
     def keep_settings(self, conversation_id: str, settings: Mapping[str, Any]) -> None:
         """Remember what its next reply starts from."""
@@ -163,6 +181,11 @@ class Store:
         with self._write() as db:
             db.execute("UPDATE conversations SET deleted = NULL WHERE id = ?", [conversation_id])
 
+    def erase(self, conversation_id: str) -> None:
+        """Remove it and its messages at once."""
+        with self._write() as db:
+            db.execute("DELETE FROM conversations WHERE id = ?", [conversation_id])
+
     # Messages
 
     def path_to(self, message_id: str | None) -> list[Message]:
@@ -176,6 +199,14 @@ class Store:
                 FROM up JOIN messages m ON m.id = up.id ORDER BY up.depth DESC""",
                 [message_id],
             ).fetchall()
+        return [Message.from_row(row) for row in rows]
+
+    def messages(self, conversation_id: str) -> list[Message]:
+        """All messages of all branches, each after the one it answers."""
+        rows = self.rows(
+            f"SELECT {', '.join(MESSAGE_COLUMNS)} FROM messages WHERE conversation_id = ? ORDER BY created, rowid",
+            conversation_id,
+        )
         return [Message.from_row(row) for row in rows]
 
     def message(self, message_id: str) -> Message | None:
@@ -196,11 +227,23 @@ class Store:
             ).fetchall()
         return [Message.from_row(row) for row in reversed(rows)]
 
+    def add_conversation(
+        self, title: str, settings: Mapping[str, Any], messages: Sequence[Message], leaf_id: str
+    ) -> str:
+        """Store a whole conversation in one transaction; its id."""
+        with self._write() as db:
+            conversation_id = self.create(title)
+            self.keep_settings(conversation_id, settings)
+            for m in messages:
+                self._insert(conversation_id, m.id, m.parent_id, role=m.role, text=m.text, state=m.state)
+            db.execute("UPDATE conversations SET leaf_id = ? WHERE id = ?", [leaf_id, conversation_id])
+        return conversation_id
+
     def add_turn(
         self, conversation_id: str, parent_id: str | None, text: str, params: Mapping[str, Any]
     ) -> tuple[str, str]:
         """Store a prompt and the place of its reply in one transaction; (prompt id, reply id)."""
-        prompt_id = new_id()
+        prompt_id = new_id(self._prefix)
         with self._write():
             self._insert(conversation_id, prompt_id, parent_id, role="user", text=text)
             reply_id = self.add_reply(conversation_id, prompt_id, params)
@@ -208,7 +251,7 @@ class Store:
 
     def add_reply(self, conversation_id: str, prompt_id: str, params: Mapping[str, Any]) -> str:
         """Store the place of a reply to a prompt, and show the path that ends in it; the reply's id."""
-        reply_id = new_id()
+        reply_id = new_id(self._prefix)
         with self._write() as db:
             self._insert(conversation_id, reply_id, prompt_id, role="assistant", params=params)
             db.execute(
@@ -226,9 +269,10 @@ class Store:
         role: Role,
         text: str = "",
         params: Mapping[str, Any] | None = None,
+        state: State | None = None,
     ) -> None:
         now = time.time()
-        state: State = "done" if role == "user" else "running"
+        state = state or ("done" if role == "user" else "running")
         self.db["messages"].insert(
             {
                 "id": message_id,
@@ -249,12 +293,14 @@ class Store:
         self.update(message_id, state="running", owner=owner(), finish_reason=None, error=None)
 
     def update(self, message_id: str, **values: Any) -> None:
-        """Set columns of a message; lists and mappings are stored as JSON."""
+        """Set columns of a message; lists and mappings are stored as JSON. Their names are never a person's."""
         columns = {
             name: json.dumps(value) if name in JSON_FIELDS and value is not None else value
             for name, value in values.items()
         }
         columns = {name: storable(value) if isinstance(value, str) else value for name, value in columns.items()}
         columns["updated"] = time.time()
+        # A message that was erased meanwhile is no error.
+        names = ", ".join(f"{name} = ?" for name in columns)
         with self._write() as db:
-            db["messages"].update(message_id, columns)
+            db.execute(f"UPDATE messages SET {names} WHERE id = ?", [*columns.values(), message_id])

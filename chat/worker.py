@@ -63,6 +63,19 @@ class Worker:
             self._wake.notify_all()
         self._changed("engine")
 
+    def load(self) -> None:
+        """Load the engine, where it did not load or was unloaded."""
+        self._wish_for("load")
+
+    def unload(self) -> None:
+        """Give the engine's memory back as soon as nobody waits for a reply; the next message loads it again."""
+        self._wish_for("unload")
+
+    def _wish_for(self, wish: Literal["load", "unload"]) -> None:
+        with self._wake:
+            self._wish = wish
+            self._wake.notify_all()
+
     def cancel(self, conversation_id: str) -> bool:
         """Stop what this conversation waits for and nothing else; whether there was anything."""
         with self._wake:
@@ -102,6 +115,11 @@ class Worker:
             )
 
     @property
+    def busy(self) -> bool:
+        """Whether a reply is being written or waited for."""
+        return self._active is not None or bool(self._pending)
+
+    @property
     def alive(self) -> bool:
         """Whether the thread still runs; after `close` only if it was in the middle of loading."""
         return self._thread.is_alive()
@@ -126,16 +144,26 @@ class Worker:
         while True:
             with self._wake:
                 self._active = self._pending.popleft() if self._pending and not self._closing else None
+                wish, self._wish = (self._wish, None) if self._active is None else (None, self._wish)
             if self._active:
                 self._run(self._active)
             elif self._closing:
                 break
+            elif wish:
+                self._fulfil(wish)
             else:
                 self._idle()
         self._shut()
 
+    def _fulfil(self, wish: Literal["load", "unload"]) -> None:
+        if wish == "load" and self._engine is None:
+            self._open()
+        elif wish == "unload" and self._engine is not None:
+            self._close_engine()
+            self._set_state("unloaded")
+
     def _open(self) -> None:
-        self._loading_since = time.monotonic()
+        self._loading_since, self._progress, self._error = time.monotonic(), None, None
         self._set_state("loading")
         try:
             self._engine = self._load(self._note_progress)
@@ -166,15 +194,17 @@ class Worker:
         if self._learn and self._engine:
             self._learn = False
             try:
-                self._engine.learn(should_stop=lambda: bool(self._pending) or self._closing)
+                self._engine.learn(should_stop=lambda: bool(self._pending or self._wish) or self._closing)
             except Exception:
                 # Learning only makes later replies faster; a failure in it must not end the chat.
                 log.exception("learning from finished replies failed")
         with self._wake:
-            if not self._pending and not self._closing:
+            if not (self._pending or self._wish or self._closing):
                 self._wake.wait(RETRY_SAVE_SECONDS if self.saving.behind else None)
 
     def _run(self, request: Request) -> None:
+        if self._state == "unloaded":
+            self._open()
         if self._engine is None:
             self._end(request, {"state": "error", "finish_reason": "error", "error": self._error})
             return
@@ -247,9 +277,15 @@ class Worker:
     def _shut(self) -> None:
         self._interrupt_waiting()
         self.saving.again()
+        self._close_engine()
+        self._set_state("closed")
+
+    def _close_engine(self) -> None:
         if self._engine:
             try:
                 self._engine.close()
             except Exception:
                 log.exception("the engine did not close")
-        self._set_state("closed")
+        self._engine = None
+        # Models refer to themselves: only a collection gives their memory back now.
+        gc.collect()

@@ -25,8 +25,17 @@ PLAN = hsd.Plan.parse("lookup:2>tiny:3>big")
 class Vocabulary:
     """Every word it has seen is a token."""
 
+    chat_template = "words"
+    all_special_ids: tuple[int, ...] = ()
+
     def __init__(self) -> None:
         self.words: list[str] = []
+
+    def apply_chat_template(self, messages: Any, tokenize: bool, add_generation_prompt: bool) -> str:
+        return " ".join(f"{m['role']}> {m['content']}" for m in messages) + " assistant>"
+
+    def encode(self, text: str, add_special_tokens: bool) -> list[int]:
+        return list(self.ids(text.split(" ")))
 
     def ids(self, words: Sequence[str]) -> tuple[int, ...]:
         self.words += [word for word in words if word not in self.words]
@@ -59,14 +68,15 @@ class ScriptedEngine:
         plan: str = "auto",
         cancel: threading.Event | None = None,
     ) -> Iterator[hsd.Event]:
+        messages, said = self._understood(messages)
         self.prompts.append(list(messages))
         last = str(messages[-1]["content"])
         if len(last.split()) > 200:
             raise hsd.PromptError("The prompt has 900 tokens, the context 512.", "Shorten the message.")
         chosen = PLAN if plan == "auto" else hsd.Plan.parse(plan)
         yield hsd.Started(chosen, prompt_tokens=12, reused_tokens=4)
-        words = self.script(messages).split(" ")[: params.max_tokens]
-        begun, text, reason, said = time.monotonic(), "", "stop", 0
+        words = self.script(messages).split(" ")[said:][: params.max_tokens]
+        space, begun, text, reason, said = " " if said else "", time.monotonic(), "", "stop", 0
         for start in range(0, len(words), 3):
             self.busy.set()
             time.sleep(self.pause)
@@ -76,10 +86,17 @@ class ScriptedEngine:
             if "FAIL" in last and start >= 3:
                 raise hsd.ModelError("small", "gave no distribution.", "Try float32.")
             some = words[start : start + 3]
-            piece = (" " if start else "") + " ".join(some)
+            piece = (" " if start else space) + " ".join(some)
             text, said = text + piece, said + len(some)
             yield hsd.Tokens(piece, self.tokenizer.ids(some), ("lookup", "tiny", "big")[: len(some)])
         yield hsd.Finished(self._reply(text, said, reason, chosen, time.monotonic() - begun))
+
+    def _understood(self, messages: Any) -> tuple[list[Any], int]:
+        """Messages, and how many words of the reply are there already; ids are a prompt with a reply that goes on."""
+        if not isinstance(messages[0], int):
+            return list(messages), 0
+        prompt, _, reply = self.tokenizer.decode(messages).rpartition(" assistant> ")
+        return [{"role": "user", "content": prompt.rpartition("user> ")[2]}], len(reply.split(" "))
 
     def _reply(self, text: str, said: int, reason: Any, plan: hsd.Plan, spent: float) -> hsd.Reply:
         rounds = -(-said // 3)
@@ -105,7 +122,9 @@ class ScriptedEngine:
             model_seconds=0.11,
             forecast_ms_per_token=3.3,
         )
-        return hsd.Reply(text, self.tokenizer.ids(text.split(" ")) if text else (), reason, stats, seed=1)
+        return hsd.Reply(
+            text, self.tokenizer.ids(text.removeprefix(" ").split(" ")) if text else (), reason, stats, seed=1
+        )
 
     def learn(self, should_stop: Callable[[], bool]) -> None:
         self.learned += 1
@@ -122,8 +141,22 @@ class ScriptedEngine:
 
 def poem(messages: Sequence[Mapping[str, Any]]) -> str:
     """A reply with Markdown, code and things that would break a careless page."""
+    if "formula" in str(messages[-1]["content"]):
+        return FORMULAS
     return "\n\n".join([POEM] * (8 if "long" in str(messages[-1]["content"]) else 1))
 
+
+FORMULAS = r"""<think>
+The roots <b>of</b> a quadratic.
+</think>
+
+The equation $a x^2 + b x + c = 0$ has the roots
+
+$$
+x_{1,2} = \frac{-b \pm \sqrt{b^2 - 4 a c}}{2 a}
+$$
+
+of which \(\href{javascript:alert(1)}{\text{none}}\) costs $5 or $10, and \(\broken{\) stays."""
 
 POEM = """Use `tar` with **x** for *extract*:
 

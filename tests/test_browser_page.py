@@ -69,12 +69,58 @@ def test_a_reply_goes_on_without_its_tab_and_a_second_tab_stops_it(browser: Any,
             second.wait_for_selector("#running .prose")
             second.click("#message .stop-button")
         page.wait_for_selector("#history .ending")
-        assert page.inner_text("#history .ending") == "Stopped."
+        assert page.inner_text("#history .ending") == "Stopped. Continue"
         page.click("[data-action=again]")
         page.wait_for_selector("#running .prose")
         page.press("#message textarea", "Escape")
         page.wait_for_selector("#history .ending")
         assert page.locator("#history .you").count() == 1
+
+
+def test_a_stopped_reply_goes_on_and_messages_are_rewritten_as_branches(browser: Any, address: str) -> None:
+    with tab(browser, f"{address}#c=new") as page:
+        send(page, "a long one")
+        page.wait_for_selector("#running .prose")
+        page.press("#message textarea", "Escape")
+        page.wait_for_selector("#history .ending")
+        half = page.inner_text("#history .reply .prose")
+        page.click("[data-action=resume]")
+        page.wait_for_selector("#history .ending", state="detached")
+        page.wait_for_selector("#history .meta summary")
+        whole = page.inner_text("#history .reply .prose")
+        assert len(whole) > len(half) and page.locator("#history .reply").count() == 1
+        page.hover("#history .you")
+        page.click("#history .you [data-action=rewrite]")
+        assert page.input_value(".rewrite textarea") == "a long one"
+        shoot(page, "rewrite")
+        page.click("#settings button")
+        page.get_by_label("Seed").fill("many")
+        page.fill(".rewrite textarea", "a short one <b>")
+        page.press(".rewrite textarea", "Enter")
+        page.wait_for_selector("#notice .problem")
+        assert page.input_value(".rewrite textarea") == "a short one <b>"
+        page.get_by_label("Seed").fill("")
+        page.press(".rewrite textarea", "Enter")
+        page.wait_for_function("document.querySelector('#history .branches')?.innerText.includes('2/2')")
+        page.wait_for_selector("#history .meta summary")
+        assert page.inner_text("#history .said") == "a short one <b>"
+        shoot(page, "branches")
+        page.reload()
+        page.wait_for_selector("#history .branches")
+        page.click("#history .you [data-action=previous]")
+        page.wait_for_function("document.querySelector('#history .said').innerText === 'a long one'")
+        assert page.inner_text("#history .reply .prose") == whole and "1/2" in page.inner_text("#history .you")
+
+
+def test_the_engine_is_unloaded_and_the_next_message_loads_it(browser: Any, address: str) -> None:
+    with tab(browser, f"{address}#c=new") as page:
+        page.wait_for_selector(".dot.ready")
+        page.click("#engine [data-action=unload]")
+        page.wait_for_selector(".dot.unloaded")
+        shoot(page, "unloaded")
+        send(page, "hello again")
+        page.wait_for_selector("#history .meta summary")
+        assert page.locator(".dot.ready").count() == 1
 
 
 def test_what_cannot_be_sent_is_said_and_the_text_is_not_lost(browser: Any, address: str) -> None:
@@ -115,6 +161,125 @@ def test_the_list_renames_deletes_restores_and_searches(browser: Any, address: s
         page.wait_for_selector("#history .you")
 
 
+def test_a_conversation_is_pinned_exported_and_imported(browser: Any, address: str, tmp_path: Path) -> None:
+    with tab(browser, f"{address}#c=new") as page:
+        send(page, "a conversation about <i>otters</i>")
+        page.wait_for_selector(".meta summary")
+        page.click(".listing li.open [data-action=pin]")
+        page.wait_for_selector(".listing h3:has-text('Pinned') + ul li.open")
+        page.click(".menu summary")
+        shoot(page, "menu")
+        page.keyboard.press("Escape")
+        assert page.locator(".menu[open]").count() == 0
+        files = {}
+        for kind in ("markdown", "json"):
+            page.locator(".menu").evaluate("menu => { menu.open = true; }")
+            with page.expect_download() as download:
+                page.click(f"[data-action=export-{kind}]")
+            files[kind] = tmp_path / download.value.suggested_filename
+            download.value.save_as(files[kind])
+        assert "## You\n\na conversation about <i>otters</i>" in files["markdown"].read_text()
+        opened = page.url
+        bring(page, files["json"])
+        page.wait_for_function(f"location.href !== '{opened}'")
+        page.wait_for_selector("#history .reply .prose")
+        assert "<i>otters</i>" in page.inner_text("#history .you")
+        assert page.locator(".listing li", has_text="otters").count() == 2
+        foreign = tmp_path / "foreign.json"
+        foreign.write_text('{"mapping": {}, "title": "<img src=x>"}')
+        bring(page, foreign)
+        page.wait_for_selector("#notice .problem")
+        assert "no conversation that was exported here" in page.inner_text("#notice")
+        page.reload()
+        page.wait_for_selector(".listing h3:has-text('Pinned')")
+
+
+def bring(page: Any, file: Path) -> None:
+    page.locator(".menu").evaluate("menu => { menu.open = true; }")
+    with page.expect_file_chooser() as chooser:
+        page.click("[data-action=import]")
+    chooser.value.set_files(str(file))
+
+
+def test_formulas_are_drawn_and_thinking_is_folded(browser: Any, address: str) -> None:
+    with tab(browser, f"{address}#c=new", permissions=["clipboard-read", "clipboard-write"]) as page:
+        send(page, "a formula")
+        page.wait_for_selector(".meta summary")
+        page.wait_for_function("document.querySelectorAll('#history math').length === 3")
+        assert page.locator("#history .math.display math mfrac").count() == 1
+        assert "costs $5 or $10" in page.inner_text("#history .prose")
+        assert r"\broken{" in page.inner_text("#history .prose") and page.locator("#history .prose a").count() == 0
+        assert not page.locator("#history .think > div").is_visible()
+        page.click("#history .think summary")
+        assert page.inner_text("#history .think > div") == "The roots <b>of</b> a quadratic."
+        shoot(page, "formulas")
+        page.click("#history .reply [data-action=copy]")
+        page.wait_for_function("document.querySelector('#history .reply [data-action=copy]').textContent === 'Copied'")
+        copied = page.evaluate("navigator.clipboard.readText()")
+        assert "equation $a x^2 + b x + c = 0$ has" in copied and "hm" not in copied and "roots <b>" not in copied
+        assert page.locator("#history math").count() == 3
+        page.reload()
+        page.wait_for_selector("#history math")
+        assert "tokens" in page.inner_text("#engine h3:has-text('Context') + .share")
+
+
+def test_unsent_text_stays_with_its_conversation_over_a_reload(browser: Any, address: str) -> None:
+    with tab(browser, f"{address}#c=new") as page:
+        page.wait_for_selector(".empty")
+        send(page, "a conversation about puffins")
+        page.wait_for_selector(".listing li.open:has-text('puffins')")
+        page.fill("#message textarea", "unsent <b>")
+        page.wait_for_selector(".meta summary")
+        page.reload()
+        value(page, "unsent <b>")
+        page.click("#new")
+        value(page, "")
+        page.fill("#message textarea", "for a new one")
+        page.click(".listing .title:has-text('puffins')")
+        value(page, "unsent <b>")
+        page.click("#new")
+        value(page, "for a new one")
+        page.press("#message textarea", "Enter")
+        page.wait_for_selector(".listing li.open:has-text('for a new one')")
+        page.wait_for_selector(".meta summary")
+        page.reload()
+        page.wait_for_selector(".meta summary")
+        page.wait_for_timeout(700)
+        value(page, "")
+        assert page.evaluate("Object.entries(localStorage).filter(([k]) => k.startsWith('hsd-')).length") == 1
+
+
+def value(page: Any, text: str) -> None:
+    page.wait_for_function("text => document.querySelector('#message textarea')?.value === text", arg=text)
+
+
+def test_a_temporary_chat_is_not_listed_and_is_forgotten_when_left(browser: Any, address: str) -> None:
+    with tab(browser, f"{address}#c=new") as page:
+        page.click("[data-action=temporary]")
+        page.wait_for_selector(".empty.temporary")
+        page.fill("#message textarea", "a secret draft")
+        page.wait_for_timeout(700)
+        shoot(page, "temporary")
+        send(page, "a secret about narwhals")
+        page.wait_for_selector(".meta summary")
+        assert "Temporary chat" in page.inner_text("#head h1") and "not kept" in page.inner_text("#head")
+        assert page.locator(".listing li", has_text="narwhals").count() == 0
+        page.fill("#message textarea", "more secrets")
+        opened = page.url
+        page.reload()
+        page.wait_for_selector(".meta summary")
+        assert "narwhals" in page.inner_text("#history .you") and page.url == opened
+        assert "secret" not in page.evaluate("JSON.stringify(localStorage)")
+        page.click("#new")
+        page.wait_for_selector(".empty:not(.temporary)")
+        page.goto(f"{address}#c=new")
+        page.goto(opened)
+        page.reload()
+        page.wait_for_selector(".listing")
+        page.wait_for_timeout(500)
+        assert "narwhals" not in page.inner_text("body")
+
+
 VIEWS = {
     "phone": {"viewport": PHONE},
     "light": {},
@@ -124,6 +289,9 @@ VIEWS = {
 
 
 def test_no_view_is_wider_than_its_window(browser: Any, address: str) -> None:
+    with tab(browser, f"{address}#c=new") as page:
+        send(page, "something to look at")
+        page.wait_for_selector(".meta summary")
     for name, options in VIEWS.items() if shooting() else [("phone", VIEWS["phone"])]:
         with tab(browser, address, **options) as page:
             page.wait_for_selector("#history .turn")

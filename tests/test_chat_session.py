@@ -64,6 +64,7 @@ def test_a_message_gets_its_reply_with_statistics(session: Session) -> None:
     assert len(answer.provenance) == len(answer.pieces) == answer.stats["tokens"]
     assert "".join(answer.pieces) == answer.text
     assert session.conversations()[0].title == "hello there"
+    assert session.last_stats(conversation)["tokens"] == 6 and session.last_stats(None) is None
 
 
 def test_the_next_prompt_carries_the_ids_of_the_last_reply(session: Session, engine: ScriptedEngine) -> None:
@@ -177,6 +178,74 @@ def test_another_reply_is_a_branch_beside_the_first(session: Session) -> None:
     assert len(session.snapshot(conversation).messages) == 2
 
 
+def test_a_reply_goes_on_where_it_ended_as_one_message(session: Session, engine: ScriptedEngine) -> None:
+    engine.script = lambda _: LONG
+    conversation = session.send(None, "first, then second", Settings())
+    until(lambda: session.live(conversation) and session.live(conversation).tokens > 20)
+    session.stop(conversation)
+    idle(session, conversation)
+    half = reply(session, conversation)
+    assert half.state == "cancelled" and LONG.startswith(half.text)
+    session.resume(half.id, Settings())
+    until(lambda: session.live(conversation) is None or session.live(conversation).text.startswith(half.text + " "))
+    idle(session, conversation)
+    whole = reply(session, conversation)
+    assert whole.id == half.id and whole.text == LONG and whole.state == "done"
+    assert len(session.snapshot(conversation).messages) == 2
+    before = whole.stats["continued_after"]
+    assert before == len(half.token_ids) and len(whole.token_ids) == 300 == len(whole.provenance) == len(whole.pieces)
+    assert whole.stats["tokens"] == 300 - before
+    with pytest.raises(hsd.HsdError):
+        session.resume(whole.parent_id, Settings())
+
+
+def test_a_reply_whose_continuation_is_refused_keeps_what_it_has(session: Session, engine: ScriptedEngine) -> None:
+    conversation = session.send(None, "hello", Settings(max_tokens=3))
+    idle(session, conversation)
+    half = reply(session, conversation)
+    engine.stream = lambda *_, **__: (_ for _ in ()).throw(hsd.PromptError("Too long.", "Begin a new chat."))
+    session.resume(half.id, Settings())
+    idle(session, conversation)
+    again = reply(session, conversation)
+    assert again.text == half.text and again.state == "error" and again.finish_reason == "error"
+
+
+def test_an_edited_message_is_a_branch_and_one_can_go_back(session: Session) -> None:
+    conversation = session.send(None, "one", Settings())
+    idle(session, conversation)
+    session.send(conversation, "two", Settings())
+    idle(session, conversation)
+    first, _, second, _ = session.snapshot(conversation).messages
+    session.edit(first.id, "another", Settings())
+    idle(session, conversation)
+    shown = session.snapshot(conversation)
+    assert [m.text for m in shown.messages] == ["another", "You said another to me."]
+    assert shown.places == {shown.messages[0].id: (2, 2)}
+    session.switch(shown.messages[0].id, 1)
+    assert session.snapshot(conversation).messages == shown.messages
+    session.switch(shown.messages[0].id, -1)
+    back = session.snapshot(conversation)
+    assert [m.id for m in back.messages][::2] == [first.id, second.id] and back.places == {first.id: (1, 2)}
+    session.edit(second.id, "three", Settings())
+    idle(session, conversation)
+    assert [m.text for m in session.snapshot(conversation).messages][::2] == ["one", "three"]
+    with pytest.raises(hsd.PromptError):
+        session.edit(second.id, "  ", Settings())
+
+
+def test_replies_to_one_prompt_are_branches_to_switch_between(session: Session, engine: ScriptedEngine) -> None:
+    conversation = session.send(None, "hello", Settings())
+    idle(session, conversation)
+    first = reply(session, conversation)
+    session.regenerate(first.id, Settings())
+    with pytest.raises(hsd.HsdError, match="still being written"):
+        session.switch(first.id, 1)
+    idle(session, conversation)
+    assert session.snapshot(conversation).places == {reply(session, conversation).id: (2, 2)}
+    session.switch(reply(session, conversation).id, -1)
+    assert reply(session, conversation).id == first.id
+
+
 def test_partial_text_is_on_disk_while_the_reply_runs(session: Session, engine, monkeypatch) -> None:
     monkeypatch.setattr(worker_module, "CHECKPOINT_SECONDS", 0.05)
     engine.script, engine.pause = lambda _: LONG, 0.01
@@ -208,6 +277,50 @@ def test_an_engine_that_does_not_load_is_said_and_no_message_is_lost(tmp_path: P
     idle(session, conversation)
     prompt, answer = session.snapshot(conversation).messages
     assert prompt.text == "anybody?" and answer.state == "error" and "Restore them" in answer.error
+    session.close()
+
+
+def test_a_failed_load_can_be_tried_again(tmp_path: Path, engine: ScriptedEngine) -> None:
+    tries = []
+
+    def load(progress: object) -> ScriptedEngine:
+        tries.append(1)
+        if len(tries) == 1:
+            raise hsd.LoadError("The weights of 'big' are missing.", "Restore them.")
+        return engine
+
+    session = Session(Store(tmp_path / "chat.db"), load)
+    session.start()
+    until(lambda: session.engine.state == "failed")
+    session.load()
+    until(lambda: session.engine.state == "ready")
+    assert session.engine.error is None
+    conversation = session.send(None, "hello", Settings())
+    idle(session, conversation)
+    assert reply(session, conversation).state == "done"
+    session.close()
+
+
+def test_an_unloaded_engine_is_loaded_again_by_the_next_message(tmp_path: Path) -> None:
+    made: list[ScriptedEngine] = []
+
+    def load(progress: object) -> ScriptedEngine:
+        made.append(ScriptedEngine(lambda _: LONG if len(made) == 1 else "short"))
+        return made[-1]
+
+    session = Session(Store(tmp_path / "chat.db"), load)
+    session.start()
+    conversation = session.send(None, "hello", Settings())
+    with pytest.raises(hsd.HsdError, match="being written"):
+        session.unload()
+    session.stop(conversation)
+    idle(session, conversation)
+    session.unload()
+    until(lambda: session.engine.state == "unloaded")
+    assert made[0].closed and session.engine.info
+    session.send(conversation, "again", Settings())
+    idle(session, conversation)
+    assert reply(session, conversation).text == "short" and session.engine.state == "ready" and len(made) == 2
     session.close()
 
 
@@ -261,6 +374,29 @@ def test_closing_marks_what_ran_as_interrupted(tmp_path: Path, engine: ScriptedE
     store = Store(tmp_path / "chat.db")
     states = [store.message(store.conversation(c).leaf_id).state for c in (conversation, waiting)]
     assert states == ["interrupted", "interrupted"] and engine.closed
+
+
+def test_a_temporary_conversation_leaves_no_trace(tmp_path: Path, session: Session, engine: ScriptedEngine) -> None:
+    conversation = session.send(None, "my secret walrus", Settings(), temporary=True)
+    idle(session, conversation)
+    session.send(conversation, "and another", Settings())
+    idle(session, conversation)
+    assert len(session.snapshot(conversation).messages) == 4 and reply(session, conversation).stats
+    session.edit(session.snapshot(conversation).messages[0].id, "an edited secret", Settings())
+    idle(session, conversation)
+    assert session.conversations() == [] and session.conversations("secret") == [] and session.latest() is None
+    assert session.store.recent_replies() == []
+    for file in tmp_path.iterdir():
+        assert b"secret" not in file.read_bytes() and b"walrus" not in file.read_bytes(), file
+    engine.script = lambda _: LONG
+    session.send(conversation, "go on", Settings())
+    session.forget(conversation)
+    assert session.snapshot(conversation).messages == () and session.conversation(conversation) is None
+    other = session.send(None, "kept", Settings())
+    session.forget(other)
+    session.stop(other)
+    idle(session, other)
+    assert len(session.snapshot(other).messages) == 2
 
 
 def test_rename_delete_and_restore(session: Session) -> None:

@@ -92,6 +92,57 @@ def test_search_looks_into_titles_and_messages_and_takes_wildcards_literally(sto
     assert len(store.conversations("h_k")) == 1 and store.conversations("_x_") == []
 
 
+def test_all_words_are_looked_for_in_any_script_and_any_part_of_a_word(store: Store) -> None:
+    first, _, reply = turn(store, "Über die Berge")
+    store.update(reply, text='Grüße: 山の上 "quoted" NEAR(x) *')
+    for words in ("über", "BERG grüß", "山", "山の上", '"quoted"', "NEAR(x)", "ü b", "*", "die ßE:"):
+        assert [c.id for c in store.conversations(words)] == [first], words
+    for words in ("berge täler", "山下", "OR", "' OR 1=1 --", "\x00\x00\x00"):
+        assert store.conversations(words) == [], words
+
+
+def test_the_index_follows_every_change(store: Store) -> None:
+    conversation, _, reply = turn(store, "walrus")
+    store.update(reply, text="tusks")
+    store.update(reply, text="flippers", state="done")
+    store.rename(conversation, "seals")
+    assert not store.conversations("tusks") and store.conversations("flippers") and store.conversations("seals")
+    assert store.conversations("walrus"), "the message still says it"
+    store.db.execute("INSERT INTO search (search, rank) VALUES ('integrity-check', 1)")
+    store.db.execute("DELETE FROM conversations")
+    assert store.db.execute("SELECT count(*) FROM search_rows").fetchone()[0] == 0
+    store.db.execute("INSERT INTO search (search, rank) VALUES ('integrity-check', 1)")
+    assert store.rows("SELECT count(*) FROM search WHERE search MATCH 'flippers'") == [(0,)]
+
+
+def test_a_database_from_before_the_index_is_taken_over(tmp_path: Path) -> None:
+    old = sqlite3.connect(tmp_path / "chat.db")
+    for statement in MIGRATIONS[0]:
+        old.execute(statement)
+    old.execute("INSERT INTO conversations (id, title, created, updated) VALUES ('c', 'about seals', 1, 1)")
+    old.execute(
+        "INSERT INTO messages (id, conversation_id, role, text, state, created, updated)"
+        " VALUES ('m', 'c', 'user', 'and walruses', 'done', 1, 1)"
+    )
+    old.execute("PRAGMA user_version = 1")
+    old.commit()
+    old.close()
+    store = Store(tmp_path / "chat.db")
+    assert [c.id for c in store.conversations("seal walrus")] == ["c"]
+    store.update("m", text="and penguins")
+    assert store.conversations("penguin") and not store.conversations("walrus")
+
+
+def test_pinned_conversations_come_first(store: Store) -> None:
+    first, *_ = turn(store, "first")
+    second, *_ = turn(store, "second")
+    assert [c.id for c in store.conversations()] == [second, first] and store.latest() == second
+    store.pin(first, True)
+    assert [c.id for c in store.conversations()] == [first, second] and store.latest() == second
+    store.pin(first, False)
+    assert [c.id for c in store.conversations()] == [second, first]
+
+
 def test_deleting_hides_and_restoring_brings_back(store: Store) -> None:
     conversation, *_ = turn(store)
     store.delete(conversation)

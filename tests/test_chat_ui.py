@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,10 +12,9 @@ import pytest
 from chat_fakes import POEM
 
 import hsd
-from chat.records import Message
-from chat.request import EngineView
-from chat.session import Live
-from chat.ui import engine, history, reply
+from chat.records import Conversation, Message
+from chat.request import EngineView, Live
+from chat.ui import engine, history, listing, reply, thinking
 from chat.ui.levels import looks
 from chat.ui.text import Growing, count, markdown, plural, seconds
 
@@ -97,6 +97,57 @@ def test_a_markdown_reply_loads_nothing_and_runs_nothing() -> None:
     assert "<table>" in html and 'data-action="copy-code"' in html
 
 
+FORMULAS = [
+    ("so \\(a_1 * b_2 * c\\) holds", "a_1 * b_2 * c"),
+    ("so $a_1 * b_2 * c$, then", "a_1 * b_2 * c"),
+    ("\\[\n- x\n= <y>\n\\]", "- x\n= &lt;y&gt;"),
+    ("text\n$$\n+ x^2\n\n- 1\n$$\nmore", "+ x^2\n\n- 1"),
+    ("- item\n  $$x$$", "x"),
+]
+
+
+@pytest.mark.parametrize(("text", "tex"), FORMULAS)
+def test_formulas_are_set_aside_from_markdown(text: str, tex: str) -> None:
+    html = markdown(text)
+    assert f'">{tex}</span>' in html and "<em>" not in html and html.count('class="math') == 1, html
+
+
+def test_marks_without_an_end_take_no_time() -> None:
+    begun = time.monotonic()
+    for text in (r"\( " * 20_000, "\\[\n" * 20_000, "$" * 40_000 + "x", "$$a\n\n" * 5_000):
+        markdown(text)
+    assert time.monotonic() - begun < 20
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["from $5 to $10", "$HOME and $PATH", "cd $A/$B", "`$x$`", "    $x$", "$$", "a $ b $ c", "\\( open", "$$\nopen"],
+)
+def test_prices_and_variables_are_no_formulas(text: str) -> None:
+    assert 'class="math' not in markdown(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("<think>\nhm <b>\n</think>\n\nYes.", ("hm <b>", "Yes.", True)),
+        ("<think>still", ("still", "", False)),
+        ("<thi", ("", "", False)),
+        ("hm\n</think>\n\nYes.", ("hm", "Yes.", True)),
+        ("<think>\n\n</think>\n\nYes.", ("", "Yes.", True)),
+        ("Write `</think>` at the end", ("", "Write `</think>` at the end", True)),
+        ("", ("", "", True)),
+    ],
+)
+def test_thinking_is_told_from_the_answer(text: str, expected: tuple) -> None:
+    assert thinking.split(text) == expected
+    for html in (
+        history.history([message(text=text)], KNOWN),
+        "".join(history.running(Live("m", text, 3, "a:2>b", True, 0, False), Growing(), loading=False)),
+    ):
+        assert "<b>" not in html and ('class="think"' in html) is bool(expected[0])
+
+
 def test_text_that_grows_ends_up_as_the_same_markdown() -> None:
     for step in (1, 7, 50):
         growing, tail = Growing(), ""
@@ -113,14 +164,50 @@ def test_long_conversations_show_their_end_and_offer_the_rest() -> None:
     assert html.count("<article") == 100 and "Show 150 earlier messages" in html and 'data-id="m249"' in html
 
 
+@pytest.mark.parametrize(
+    ("state", "text", "offered"),
+    [
+        ("done", "x", False),
+        ("cancelled", "x", True),
+        ("interrupted", "x", True),
+        ("interrupted", "", False),
+        ("error", "x", True),
+        ("running", "x", False),
+    ],
+)
+def test_what_was_cut_off_is_offered_for_continuation(state: str, text: str, offered: bool) -> None:
+    html = history.history([message(text=text, state=state)], KNOWN)
+    assert ('data-action="resume"' in html) is offered
+    assert 'data-action="resume"' in history.history([message(finish_reason="length")], KNOWN)
+
+
+def test_the_list_groups_pinned_ones_and_escapes_titles() -> None:
+    first = Conversation("a", NASTY, None, {}, True, 1.0, 1.0)
+    html = listing.listing([first, replace(first, id="b", pinned=False)], "a", "", ("c", NASTY))
+    assert "<h3>Pinned</h3>" in html and "<h3>Older</h3>" in html and "<script" not in html and "<img" not in html
+    assert html.count("Unpin") == 2
+
+
+def test_versions_of_a_message_can_be_leafed_through() -> None:
+    turns = [replace(message(), id="u", role="user"), message()]
+    html = history.history(turns, KNOWN, places={"u": (1, 3), "id": (2, 2)})
+    assert "1/3" in html and "2/2" in html and html.count("disabled") == 2
+    assert "previous" not in history.history(turns, KNOWN)
+
+
 def test_the_engine_column_says_what_is_loading_and_what_was_left_out() -> None:
     loading = EngineView("loading", hsd.LoadProgress("big", "reading weights", 1, 4), seconds=3.2)
     assert "Reading weights, big · 3.2 s" in engine.column(loading, "Title", [], {})
     assert engine.status(loading) == "reading weights, big 25%"
+    assert 'data-action="load"' in engine.column(EngineView("unloaded"), "", [], {})
     failed = EngineView("failed", error=f"No weights {NASTY}.")
     assert "<script" not in engine.column(failed, NASTY, [], {}) and 'role="alert"' in engine.column(failed, "", [], {})
     info = hsd.FamilyInfo("f", "F", ("tiny", "big"), "big", 512, "cpu", {"big": 25_000_000}, (hsd.Dropped("x", "why"),))
     column = engine.column(EngineView("ready", info=info, plan="tiny:2>big"), "F", [message()], KNOWN)
+    assert "Context of this" not in column
+    here = {"prompt_tokens": 100, "tokens": 28, "dropped_turns": 1}
+    column = engine.column(EngineView("ready", info=info, plan="tiny:2>big"), "F", [message()], KNOWN, here)
+    assert "128 of 512 tokens; 1 old turn left out" in column and 'aria-valuenow="25"' in column
     assert "25M parameters" in column and "<b>x</b> is left out: why" in column and "median 2.4×" in column
 
 

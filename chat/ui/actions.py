@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import gradio as gr
 
 import hsd
+from chat.library import TEMPORARY
 from chat.records import Message
 from chat.session import Session
 from chat.settings import Settings
@@ -15,6 +17,9 @@ from chat.ui import reply, settings
 from chat.ui.history import SHOWN
 from chat.ui.levels import looks
 from chat.ui.tabs import Tab, Tabs
+
+FORGET_SECONDS = 60.0
+"""A temporary conversation is forgotten this long after the last tab that showed it was closed."""
 
 
 class Actions:
@@ -33,8 +38,8 @@ class Actions:
         tab = self._tab(request)
         self.session.visited.set()
         try:
-            if wanted and wanted != "new" and self.session.store.conversation(wanted):
-                tab.open = wanted
+            if wanted and wanted != "new" and self.session.conversation(wanted):
+                tab.open, tab.temporary = wanted, wanted.startswith(TEMPORARY)
             elif wanted != "new":
                 tab.open = self.session.latest()
         except hsd.StoreError as error:
@@ -44,13 +49,28 @@ class Actions:
 
     def leave(self, request: gr.Request) -> None:
         """The tab was closed; what it started goes on."""
-        self.tabs.drop(request.session_hash)
+        tab = self.tabs.drop(request.session_hash)
+        if tab and tab.open and tab.temporary:
+            # A reload leaves too, and comes back at once.
+            timer = threading.Timer(FORGET_SECONDS, self._forget_unseen, [tab.open])
+            timer.daemon = True
+            timer.start()
+
+    def _forget_unseen(self, conversation_id: str) -> None:
+        if not self.tabs.shows(conversation_id):
+            self.session.forget(conversation_id)
+
+    def _show(self, tab: Tab, conversation_id: str | None, *, temporary: bool = False) -> None:
+        """Open another conversation; a temporary one that is left for it is forgotten."""
+        left, tab.open, tab.temporary = tab.open, conversation_id, temporary
+        if left and left != conversation_id and not self.tabs.shows(left):
+            self.session.forget(left)
 
     def send(self, request: gr.Request, text: str, *values: Any) -> Any:
         """Send the message; the box is emptied only when it has been stored."""
         tab = self._tab(request)
         try:
-            tab.open = self.session.send(tab.open, text or "", settings.read(*values))
+            tab.open = self.session.send(tab.open, text or "", settings.read(*values), temporary=tab.temporary)
         except hsd.HsdError as error:
             tab.problem = str(error)
             return gr.skip()
@@ -66,7 +86,8 @@ class Actions:
     def new(self, request: gr.Request) -> list[Any]:
         """Show an empty conversation; it is stored with its first message."""
         tab = self._tab(request)
-        tab.open, tab.undo = None, None
+        self._show(tab, None)
+        tab.undo = None
         return settings.show(Settings(plan=self.session.default_plan))
 
     def search(self, words: str, request: gr.Request) -> None:
@@ -87,52 +108,102 @@ class Actions:
 
     def _on_entry(self, tab: Tab, action: str, identifier: str, title: str) -> None:
         if action == "open":
-            tab.open, tab.shown, tab.undo = identifier, SHOWN, None
+            self._show(tab, identifier)
+            tab.shown, tab.undo = SHOWN, None
         elif action == "rename":
             self.session.rename(identifier, title)
+        elif action == "pin":
+            self.session.pin(identifier)
         elif action == "restore":
             self.session.restore(identifier)
-            tab.open, tab.undo = identifier, None
+            self._show(tab, identifier)
+            tab.undo = None
         elif action == "delete":
-            conversation = self.session.store.conversation(identifier)
+            conversation = self.session.conversation(identifier)
             self.session.delete(identifier)
             tab.undo = (identifier, conversation.title) if conversation else None
             tab.open = None if tab.open == identifier else tab.open
 
+    def bring(self, event: gr.EventData, request: gr.Request) -> list[Any]:
+        """Import the text of a file that the browser has read, and show what was in it."""
+        tab = self._tab(request)
+        try:
+            self._show(tab, self.session.imported(str((event._data or {}).get("text", ""))))
+        except hsd.HsdError as error:
+            tab.problem = str(error)
+            return [gr.skip()] * len(settings.NAMES)
+        tab.shown, tab.undo = SHOWN, None
+        return self._settings_of(tab)
+
+    def engine(self, event: gr.EventData, request: gr.Request) -> None:
+        """Load the engine, or give its memory back."""
+        tab = self._tab(request)
+        try:
+            if (event._data or {}).get("action") == "unload":
+                self.session.unload()
+            else:
+                self.session.load()
+        except hsd.HsdError as error:
+            tab.problem = str(error)
+
     def turn(self, event: gr.EventData, request: gr.Request, *values: Any) -> Any:
-        """An action on a turn: another reply, its prompt back into the box, or earlier turns."""
+        """An action on a turn: another reply, more of it, another prompt, another branch, or earlier turns."""
         tab = self._tab(request)
         data = event._data or {}
-        action, identifier = data.get("action"), str(data.get("id", ""))
-        if action == "earlier":
-            tab.shown += 5 * SHOWN
-        elif action == "again":
-            try:
-                self.session.regenerate(identifier, settings.read(*values))
-            except hsd.HsdError as error:
-                tab.problem = str(error)
-        elif action == "edit":
+        action, identifier = str(data.get("action")), str(data.get("id", ""))
+        try:
+            self._on_turn(tab, action, identifier, str(data.get("text", "")), values)
+        except hsd.HsdError as error:
+            tab.problem = str(error)
+        if action == "edit":
             return self._prompt_of(identifier) or gr.skip()
-        elif action == "example" and identifier.isdecimal() and int(identifier) < len(self.session.examples):
+        if action == "example" and identifier.isdecimal() and int(identifier) < len(self.session.examples):
             return self.session.examples[int(identifier)]
         return gr.skip()
 
+    def _on_turn(self, tab: Tab, action: str, identifier: str, text: str, values: Sequence[Any]) -> None:
+        if action == "temporary" and tab.open is None:
+            tab.temporary = not tab.temporary
+        elif action == "earlier":
+            tab.shown += 5 * SHOWN
+        elif action == "again":
+            self.session.regenerate(identifier, settings.read(*values))
+        elif action == "resume":
+            self.session.resume(identifier, settings.read(*values))
+        elif action == "resend":
+            self.session.edit(identifier, text, settings.read(*values))
+        elif action in ("previous", "next"):
+            self.session.switch(identifier, 1 if action == "next" else -1)
+
     def _prompt_of(self, reply_id: str) -> str:
-        message = self.session.store.message(reply_id)
-        prompt = self.session.store.message(message.parent_id) if message and message.parent_id else None
+        message = self.session.message(reply_id)
+        prompt = self.session.message(message.parent_id) if message else None
         return prompt.text if prompt else ""
 
     def _settings_of(self, tab: Tab) -> list[Any]:
-        conversation = self.session.store.conversation(tab.open) if tab.open else None
+        conversation = self.session.conversation(tab.open)
         stored = conversation.settings if conversation else {}
         return settings.show(Settings.from_dict({"plan": self.session.default_plan, **stored}))
+
+
+def exported(session: Session) -> Callable[[Mapping[str, Any]], dict[str, str]]:
+    """A function for the page that gives a conversation as a file: {"name", "text"}, or {"problem"}."""
+
+    def exported(wanted: Mapping[str, Any]) -> dict[str, str]:
+        try:
+            name, text = session.exported(str(wanted.get("id")), str(wanted.get("kind")))
+        except hsd.HsdError as error:
+            return {"problem": str(error)}
+        return {"name": name, "text": text}
+
+    return exported
 
 
 def provenance(session: Session) -> Callable[[str], str]:
     """A function for the page that says where the tokens of one reply came from; asked for, since it is long."""
 
     def where(message_id: str) -> str:
-        message: Message | None = session.store.message(str(message_id))
+        message: Message | None = session.message(str(message_id))
         if message is None:
             return '<p class="quiet">This reply is not there any more.</p>'
         info = session.engine.info

@@ -13,23 +13,38 @@ from chat.ui.reply import chain
 from chat.ui.text import count, escape, plural, seconds
 
 
-def column(view: EngineView, title: str, replies: Sequence[Message], known: dict[str, str]) -> str:
-    """The whole column."""
+def column(
+    view: EngineView,
+    title: str,
+    replies: Sequence[Message],
+    known: dict[str, str],
+    here: Mapping[str, Any] | None = None,
+) -> str:
+    """The whole column. `replies` are the last ones of all conversations, `here` are statistics of the open one's."""
     last = next((m.stats for m in reversed(replies) if m.stats), None)
     parts = [f"<h2>{escape(view.info.title if view.info else title)}</h2>", _state(view)]
     if view.info:
-        parts += [_ladder(view, last, known), _plan(view, last), _speedups(replies), _notes(view.info)]
+        parts += [_ladder(view, last, known), _plan(view, last), _context(view.info, here)]
+        parts += [_speedups(replies), _notes(view.info)]
     return "".join(parts)
 
 
 def _state(view: EngineView) -> str:
     if view.state == "failed":
-        return f'<p class="problem" role="alert">{escape(view.error or "The engine did not load.")}</p>'
+        error = escape(view.error or "The engine did not load.")
+        return f'<p class="problem" role="alert">{error}</p>{_button("load", "Load it again")}'
     if view.state == "ready" and view.info:
-        return f'<p class="quiet">Ready on {escape(view.info.device)} · context {view.info.context:,} tokens</p>'
+        ready = f"Ready on {escape(view.info.device)} · context {view.info.context:,} tokens"
+        return f'<p class="quiet">{ready}</p>{_button("unload", "Free its memory")}'
+    if view.state == "unloaded":
+        return f'<p class="quiet">Its memory is free; the next message loads it.</p>{_button("load", "Load it now")}'
     if view.state == "closed":
         return '<p class="quiet">Closed.</p>'
     return loading(view)
+
+
+def _button(action: str, label: str) -> str:
+    return f'<button type="button" class="plain" data-action="{action}">{label}</button>'
 
 
 def loading(view: EngineView) -> str:
@@ -53,8 +68,9 @@ def status(view: EngineView) -> str:
     """A few words for the head of the page."""
     if view.state == "ready":
         return f"{plural(view.waiting, 'message')} waiting" if view.waiting else "ready"
-    if view.state in ("failed", "closed"):
-        return "engine not loaded" if view.state == "failed" else "closed"
+    words = {"failed": "engine not loaded", "unloaded": "not in memory", "closed": "closed"}
+    if view.state in words:
+        return words[view.state]
     progress = view.progress
     share = f" {100 * progress.done / progress.total:.0f}%" if progress and progress.total else ""
     return f"{_step(progress)}{share}"
@@ -110,6 +126,20 @@ def _plan(view: EngineView, last: Mapping[str, Any] | None) -> str:
             f"{outcome:.1f} ms came out.</p>"
         )
     return text
+
+
+def _context(info: hsd.FamilyInfo, here: Mapping[str, Any] | None) -> str:
+    if not here:
+        return ""
+    used = here.get("prompt_tokens", 0) + here.get("tokens", 0)
+    percent = f"{min(100, 100 * used / info.context):.0f}"
+    dropped = here.get("dropped_turns", 0)
+    left_out = f"; {plural(dropped, 'old turn')} left out" if dropped else ""
+    return (
+        f'<h3>Context of this conversation</h3><div class="share tone-grey"><div class="bar" role="meter" '
+        f'aria-label="context used, percent" aria-valuemin="0" aria-valuemax="100" aria-valuenow="{percent}">'
+        f'<i style="width:{percent}%"></i></div><span>{used:,} of {info.context:,} tokens{left_out}</span></div>'
+    )
 
 
 def _speedups(replies: Sequence[Message]) -> str:

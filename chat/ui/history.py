@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from chat.records import Message
+from chat.records import Conversation, Message
 from chat.session import Live
-from chat.ui import reply
+from chat.ui import reply, thinking
 from chat.ui.text import Growing, escape, markdown, plural
 
 SHOWN = 100
@@ -19,8 +19,13 @@ _ENDINGS = {
 }
 
 
-def history(messages: Sequence[Message], known: dict[str, str], shown: int = SHOWN) -> str:
-    """All turns, the last `shown` of them."""
+def history(
+    messages: Sequence[Message],
+    known: dict[str, str],
+    shown: int = SHOWN,
+    places: Mapping[str, tuple[int, int]] | None = None,
+) -> str:
+    """All turns, the last `shown` of them. `places`: of those that have siblings, which of how many they are."""
     hidden = max(0, len(messages) - shown)
     more = (
         f'<button type="button" class="earlier" data-action="earlier">Show {plural(hidden, "earlier message")}</button>'
@@ -28,39 +33,60 @@ def history(messages: Sequence[Message], known: dict[str, str], shown: int = SHO
         else ""
     )
     last = messages[-1].id if messages else None
-    return more + "".join(_turn(message, known, last=message.id == last) for message in messages[hidden:])
+    places = places or {}
+    return more + "".join(_turn(m, known, places.get(m.id), last=m.id == last) for m in messages[hidden:])
 
 
-def _turn(message: Message, known: dict[str, str], *, last: bool) -> str:
+def _turn(message: Message, known: dict[str, str], place: tuple[int, int] | None, *, last: bool) -> str:
     if message.role == "user":
-        return you(message.text)
-    body = f'<div class="prose">{markdown(message.text)}</div>' if message.text else ""
+        return you(message, place)
+    thought, answer, _ = thinking.split(message.text)
+    body = thinking.folded(thought) + (f'<div class="prose">{markdown(answer)}</div>' if answer else "")
     return (
         f'<article class="turn reply" data-id="{escape(message.id)}" aria-label="Reply">{body}'
-        f"{_ending(message, last=last)}{_footer(message, known, last=last)}</article>"
+        f"{_ending(message, last=last)}{_footer(message, known, place, last=last)}</article>"
     )
 
 
-def you(text: str) -> str:
+def you(message: Message, place: tuple[int, int] | None) -> str:
     """A prompt, as it was written."""
-    return f'<article class="turn you" aria-label="Your message"><div>{escape(text)}</div></article>'
+    return (
+        f'<article class="turn you" data-id="{escape(message.id)}" aria-label="Your message">'
+        f'<div class="said">{escape(message.text)}</div>'
+        f'<div class="tools">{_branches(place)}{_button("rewrite", "Edit")}</div></article>'
+    )
+
+
+def _branches(place: tuple[int, int] | None) -> str:
+    """`‹ 2/3 ›` under a message that has siblings."""
+    if place is None:
+        return ""
+    which, of = place
+    return (
+        f'<span class="branches" role="group" aria-label="Versions of this message">'
+        f"{_button('previous', '‹', 'Previous version', disabled=which == 1)}<span>{which}/{of}</span>"
+        f"{_button('next', '›', 'Next version', disabled=which == of)}</span>"
+    )
 
 
 def _ending(message: Message, *, last: bool) -> str:
+    going_on = f" {_button('resume', 'Continue')}" if last and message.text and message.state != "running" else ""
     if message.state == "error":
-        edit = _button("edit", "Edit the message") if last else ""
-        return f'<p class="ending problem" role="alert">{escape(message.error or "The reply failed.")} {edit}</p>'
+        refused = last and message.finish_reason == "refused"
+        edit = f" {_button('edit', 'Edit the message')}" if refused or (last and not message.text) else ""
+        sentence = escape(message.error or "The reply failed.")
+        return f'<p class="ending problem" role="alert">{sentence}{edit}{going_on}</p>'
     if message.state in _ENDINGS:
-        return f'<p class="ending">{_ENDINGS[message.state]}</p>'
+        return f'<p class="ending">{_ENDINGS[message.state]}{going_on}</p>'
     if message.finish_reason == "length":
-        return '<p class="ending">Cut off at the longest reply allowed; raise “Longest reply” in the settings.</p>'
+        return f'<p class="ending">Cut off at the longest reply allowed, see the settings.{going_on}</p>'
     return ""
 
 
-def _footer(message: Message, known: dict[str, str], *, last: bool) -> str:
+def _footer(message: Message, known: dict[str, str], place: tuple[int, int] | None, *, last: bool) -> str:
     again = _button("again", "Try again") if last and message.state != "running" else ""
     copy = _button("copy", "Copy") if message.text else ""
-    buttons = f'<span class="tools">{copy}{again}</span>'
+    buttons = f'<span class="tools">{_branches(place)}{copy}{again}</span>'
     if not message.stats:
         return f'<div class="foot">{buttons}</div>'
     where = (
@@ -74,18 +100,22 @@ def _footer(message: Message, known: dict[str, str], *, last: bool) -> str:
     )
 
 
-def _button(action: str, label: str) -> str:
-    return f'<button type="button" class="plain" data-action="{action}">{label}</button>'
+def _button(action: str, label: str, spoken: str = "", *, disabled: bool = False) -> str:
+    more = (f' aria-label="{spoken}" title="{spoken}"' if spoken else "") + (" disabled" if disabled else "")
+    return f'<button type="button" class="plain" data-action="{action}"{more}>{label}</button>'
 
 
 def running(live: Live | None, growing: Growing, *, loading: bool) -> tuple[str, str]:
     """The reply that is being written: what will not change any more, and the rest; empty where there is none."""
     if live is None:
         return "", ""
-    rest = growing.add(live.text) if live.text else ""
+    thought, answer, over = thinking.split(live.text)
+    rest = growing.add(answer) if answer else ""
     more = " more" if growing.settled else ""
     body = f'<div class="prose{more}">{rest}</div>' if rest else ""
-    settled = f'<div class="prose">{growing.settled}</div>' if growing.settled else ""
+    settled = thinking.folded(thought) if over else ""
+    settled += f'<div class="prose">{growing.settled}</div>' if growing.settled else ""
+    body = body if over else thinking.folded(thought, over=False)
     line = f'<p class="line">{escape(_progress(live, loading=loading))}</p>'
     return settled, f'<div data-reply="{escape(live.message_id)}">{body}{line}</div>'
 
@@ -103,13 +133,34 @@ def _progress(live: Live, *, loading: bool) -> str:
     return f"{plural(live.tokens, 'token')} · {levels}" if levels else plural(live.tokens, "token")
 
 
-def empty(title: str, examples: Sequence[str]) -> str:
-    """What a new conversation shows: who answers, and messages to start with."""
+def menu(conversation: Conversation | None) -> str:
+    """What is seldom done with a conversation."""
+    items = _item("import", "Import a conversation…")
+    if conversation:
+        items = _item("export-markdown", "Export as Markdown") + _item("export-json", "Export as JSON") + items
+    identifier = escape(conversation.id) if conversation else ""
+    return (
+        f'<details class="menu" data-id="{identifier}"><summary aria-label="More" title="More">⋯</summary>'
+        f"<div>{items}</div></details>"
+    )
+
+
+def _item(action: str, label: str) -> str:
+    return f'<button type="button" data-action="{action}">{label}</button>'
+
+
+def empty(title: str, examples: Sequence[str], *, temporary: bool = False) -> str:
+    """What a new conversation shows: who answers, messages to start with, and whether it will be kept."""
     starts = "".join(
         f'<li><button type="button" data-action="example" data-id="{place}">{escape(text)}</button></li>'
         for place, text in enumerate(examples[:4])
     )
+    kept = (
+        "Nothing of this chat is stored; leaving it forgets it." if temporary else "Everything stays on this machine."
+    )
+    switch = "Keep it after all" if temporary else "Make it a temporary chat"
     return (
-        '<div class="empty"><h2>What would you like to know?</h2>'
-        f"<p>{escape(title)}. Everything stays on this machine.</p>{f'<ul>{starts}</ul>' if starts else ''}</div>"
+        f'<div class="empty{" temporary" if temporary else ""}"><h2>What would you like to know?</h2>'
+        f"<p>{escape(title)}. {kept}</p>{f'<ul>{starts}</ul>' if starts else ''}"
+        f'<p class="keep">{_button("temporary", switch)}</p></div>'
     )

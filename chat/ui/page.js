@@ -21,6 +21,15 @@
     say(button, "Copied");
   };
 
+  // Formulas are copied as the TeX they were written in.
+  const written = (prose) => {
+    const drawn = [...prose.querySelectorAll(".math[data-tex]")].map((formula) => [formula, [...formula.childNodes]]);
+    for (const [formula] of drawn) formula.textContent = formula.dataset.tex;
+    const text = prose.checkVisibility() ? prose.innerText : prose.textContent;
+    for (const [formula, nodes] of drawn) formula.replaceChildren(...nodes);
+    return text;
+  };
+
   const rename = (item, trigger) => {
     const button = item.querySelector(".title");
     const input = document.createElement("input");
@@ -48,6 +57,64 @@
     input.select();
   };
 
+  // An own message being rewritten in place: what is typed outlives a page that is rendered anew meanwhile.
+  let draft = null;
+  const rewrite = (turn, trigger, text) => {
+    const said = turn.querySelector(".said");
+    const box = document.createElement("div");
+    box.className = "rewrite";
+    box.innerHTML = '<textarea aria-label="Your message"></textarea><div><button type="button" class="plain">Cancel' +
+      '</button><button type="button" class="send">Send</button></div>';
+    const area = box.querySelector("textarea");
+    const [cancel, send] = box.querySelectorAll("button");
+    const fit = () => { area.style.height = "auto"; area.style.height = `${area.scrollHeight + 2}px`; };
+    const end = () => { draft = null; turn.classList.remove("rewriting"); box.remove(); };
+    const resend = () => {
+      // The box goes with the branch that it leaves; where sending is refused, it stays with its text.
+      if (area.value.trim()) trigger("select", { action: "resend", id: turn.dataset.id, text: area.value });
+    };
+    area.value = text;
+    draft = { id: turn.dataset.id, text, trigger };
+    area.addEventListener("input", () => { draft.text = area.value; fit(); });
+    area.addEventListener("keydown", (event) => {
+      if (event.key === "Enter" && !event.shiftKey && !event.isComposing) { event.preventDefault(); resend(); }
+      if (event.key === "Escape") { event.stopPropagation(); end(); }
+    });
+    cancel.addEventListener("click", end);
+    send.addEventListener("click", resend);
+    turn.classList.add("rewriting");
+    said.after(box);
+    fit();
+    area.focus();
+  };
+  const rewriteAgain = () => {
+    const turn = draft && document.querySelector(`#history .you[data-id="${CSS.escape(draft.id)}"]`);
+    if (turn && !turn.querySelector(".rewrite")) rewrite(turn, draft.trigger, draft.text);
+    else if (draft && !turn) draft = null;
+  };
+
+  const bring = (trigger) => {
+    const input = document.createElement("input");
+    input.type = "file";
+    input.accept = ".json,application/json";
+    input.addEventListener("change", async () => {
+      // Larger ones are refused anyway; a byte more is enough to be told so.
+      const file = input.files[0];
+      if (file) trigger("select", { action: "import", text: await file.slice(0, 20_000_001).text() });
+    });
+    input.click();
+  };
+
+  const save = async (button, wanted, server) => {
+    const { name, text, problem } = await server.exported(wanted);
+    if (problem) return say(button, problem);
+    const link = document.createElement("a");
+    link.href = URL.createObjectURL(new Blob([text], { type: "text/plain" }));
+    link.download = name;
+    link.click();
+    URL.revokeObjectURL(link.href);
+  };
+
   const showProvenance = async (button, id, server) => {
     const box = button.nextElementSibling;
     if (box.childElementCount) {
@@ -67,12 +134,20 @@
     const id = owner ? owner.dataset.id : "";
     const action = button.dataset.action;
     if (action === "copy-code") copy(button, button.closest(".code").querySelector("code").textContent);
-    else if (action === "copy") copy(button, owner.querySelector(".prose").innerText);
+    else if (action === "copy") copy(button, written(owner.querySelector(".prose") ?? owner.querySelector(".think > div")));
     else if (action === "rename") rename(button.closest("li"), trigger);
+    else if (action === "import") bring(trigger);
+    else if (action.startsWith("export-")) save(button, { id, kind: action.slice(7) }, server);
+    else if (action === "rewrite") rewrite(owner, trigger, owner.querySelector(".said").textContent);
     else if (action === "provenance") showProvenance(button, id, server);
     else trigger("select", { action, id });
+    button.closest(".menu")?.removeAttribute("open");
     if (action === "open" && innerWidth < 800) document.querySelector("#left .toggle-button")?.click();
   };
+
+  addEventListener("click", (event) => {
+    for (const menu of document.querySelectorAll(".menu[open]")) if (!menu.contains(event.target)) menu.open = false;
+  });
 
   // Follow the reply only while the reader is at the end; scrolling up stops it.
   let following = true;
@@ -103,6 +178,37 @@
     document.documentElement.classList.add("drawers");
   };
 
+  // Formulas come as TeX, drawn as MathML: that needs neither fonts nor styles, and screen readers can say it.
+  let katex = null;
+  const drawFormulas = () => {
+    const waiting = document.querySelectorAll("#chat .math:not([data-drawn])");
+    if (!waiting.length || !window.hsdKatex) return;
+    katex ??= import(new URL(window.hsdKatex, document.baseURI)).then((module) => { katex = module.default; return katex; });
+    if (katex instanceof Promise) return void katex.then(drawFormulas, () => {});
+    for (const formula of waiting) {
+      formula.dataset.drawn = "";
+      const displayMode = formula.classList.contains("display");
+      const tex = formula.textContent;
+      try {
+        formula.dataset.tex = displayMode ? `$$${tex}$$` : `$${tex}$`;
+        katex.render(tex, formula, { displayMode, output: "mathml", throwOnError: true, trust: false, maxExpand: 500 });
+      } catch {
+        formula.textContent = tex;
+      }
+    }
+  };
+
+  // What is written anew all the time would fold itself again.
+  let thinkingOpen = false;
+  addEventListener("toggle", (event) => {
+    if (event.target.matches?.("#running .think") && event.target.isConnected) thinkingOpen = event.target.open;
+  }, true);
+  const keepThinkingOpen = () => {
+    const thinking = document.querySelector("#running .think");
+    if (!thinking) thinkingOpen = false;
+    else if (thinking.open !== thinkingOpen) thinking.open = thinkingOpen;
+  };
+
   const begin = () => {
     const parts = ["history", "running"].map((id) => document.getElementById(id));
     if (parts.some((part) => !part)) return void setTimeout(begin, 100);
@@ -110,8 +216,11 @@
       // A reply that is over is for a moment in both; only one of them is shown, and nothing jumps.
       const reply = parts[1].querySelector("[data-reply]")?.dataset.reply;
       parts[1].hidden = !!reply && !!parts[0].querySelector(`[data-id="${CSS.escape(reply)}"]`);
+      rewriteAgain();
+      drawFormulas();
+      keepThinkingOpen();
       // Opening the details of a reply is reading, not news.
-      if (changes.some((change) => change.type !== "attributes" && !change.target.closest?.(".meta"))) toEnd();
+      if (changes.some((change) => change.type !== "attributes" && !change.target.closest?.(".meta, .you"))) toEnd();
     });
     for (const part of parts) observer.observe(part, { childList: true, subtree: true, characterData: true });
     const current = document.getElementById("current");
@@ -126,7 +235,11 @@
 
   addEventListener("keydown", (event) => {
     const box = document.querySelector("#message textarea");
-    if (event.key === "Escape") document.querySelector("#message .stop-button")?.click();
+    const menu = document.querySelector(".menu[open]");
+    if (event.key === "Escape" && menu) {
+      menu.open = false;
+      menu.querySelector("summary").focus();
+    } else if (event.key === "Escape") document.querySelector("#message .stop-button")?.click();
     else if ((event.ctrlKey || event.metaKey) && event.shiftKey && event.key.toLowerCase() === "o") {
       event.preventDefault();
       document.getElementById("new")?.click();

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -12,15 +14,20 @@ from chat.session import Session
 from chat.ui import actions, settings, watch
 from chat.ui.tabs import Tabs
 
+# KaTeX as Gradio brings it, for formulas; its name changes with Gradio's version, and it may be missing.
+_FORMULAS = next(iter(sorted(Path(gr.__file__).parent.glob("templates/frontend/assets/katex-*.js"))), None)
 CSS = files("chat.ui").joinpath("style.css").read_text("utf-8")
 HEAD = (
     "<style>@media (max-width: 800px) { html:not(.drawers) .sidebar { display: none !important; } }</style>"
-    f"<script>{files('chat.ui').joinpath('page.js').read_text('utf-8')}</script>"
+    f"<script>window.hsdKatex = {json.dumps(_FORMULAS and 'assets/' + _FORMULAS.name)};</script>"
+    + "".join(
+        f"<script>{files('chat.ui').joinpath(name).read_text('utf-8')}</script>" for name in ("page.js", "unsent.js")
+    )
 )
 # Clicks inside HTML of ours reach Python as one event that says which action on what.
 CLICKS = "element.addEventListener('click', (event) => hsdClick(event, trigger, server, props));"
 OPEN_FROM_ADDRESS = "() => [(location.hash.match(/c=([\\w-]+)/) || ['', ''])[1]]"
-SHOW_IN_ADDRESS = "(id) => { if (id) history.replaceState(null, '', '#c=' + id); }"
+SHOW_IN_ADDRESS = "(id) => { if (id) { history.replaceState(null, '', '#c=' + id); hsdOpened(id); } }"
 
 
 def build(session: Session) -> gr.Blocks:
@@ -54,7 +61,7 @@ def _left() -> dict[str, Any]:
 
 def _middle(session: Session) -> dict[str, Any]:
     with gr.Column(elem_id="chat"):
-        head = _html(elem_id="head")
+        head = _html(elem_id="head", js_on_load=CLICKS, server_functions=[actions.exported(session)])
         history = _html(elem_id="history", js_on_load=CLICKS, server_functions=[actions.provenance(session)])
         # Two, so that only the end of a long reply is sent and laid out again.
         with gr.Column(elem_id="running"):
@@ -77,7 +84,7 @@ def _middle(session: Session) -> dict[str, Any]:
 
 def _right(session: Session) -> dict[str, Any]:
     with gr.Sidebar(label="Engine", width=300, position="right", elem_id="right"):
-        engine = _html(elem_id="engine")
+        engine = _html(elem_id="engine", js_on_load=CLICKS)
         fields = settings.build(session.default_plan)
     return {"engine": engine, "settings": fields}
 
@@ -111,6 +118,8 @@ def _wire(page: gr.Blocks, session: Session, tabs: Tabs, ui: dict[str, Any]) -> 
     ui["new"].click(do.new, None, fields, **quiet)
     ui["search"].change(do.search, [ui["search"]], None, trigger_mode="always_last", **quiet)
     ui["listing"].select(do.choose, None, fields, **quiet)
+    ui["head"].select(do.bring, None, fields, **quiet)
+    ui["engine"].select(do.engine, None, None, **quiet)
     ui["history"].select(do.turn, fields, [message], **quiet)
     page.unload(do.leave)
 

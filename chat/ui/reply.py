@@ -42,6 +42,7 @@ def details(message: Message, known: dict[str, str]) -> str:
         ("Tokens per target pass", f"{tokens / passes:.2f} ({plural(tokens, 'token')} in {plural(passes, 'pass')})")
         if passes
         else ("Tokens", plural(tokens, "token")),
+        ("Continued", _continued(stats)),
         ("Time", _time(stats)),
         ("Prompt", _prompt(stats)),
         ("Plan", f"<code>{escape(stats.get('plan', ''))}</code>{_asked(message)}"),
@@ -50,6 +51,11 @@ def details(message: Message, known: dict[str, str]) -> str:
     ]
     facts = "".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in rows if value)
     return f'<dl class="facts">{facts}</dl>{_table(stats.get("levels", ()), known)}'
+
+
+def _continued(stats: Mapping[str, Any]) -> str:
+    before = stats.get("continued_after", 0)
+    return f"after {plural(before, 'token')} that were there; these figures are of the rest" if before else ""
 
 
 def _speedup(stats: Mapping[str, Any]) -> str:

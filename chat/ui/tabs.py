@@ -15,7 +15,8 @@ class Tab:
     """`open` is the conversation on show, None for a new one; `problem` a sentence the last action left.
 
     `entered` is set once it is known what to show, `rendered` is the last reply that the history on show holds.
-    `closed` ends the events that write the page: Gradio tells none that waits that nobody is there any more.
+    `temporary`: what is begun here is kept in memory alone. `closed` ends the events that write the page: Gradio tells
+    none that waits that nobody is there any more.
     """
 
     open: str | None = None
@@ -23,6 +24,7 @@ class Tab:
     undo: tuple[str, str] | None = None
     problem: str = ""
     shown: int = SHOWN
+    temporary: bool = False
     entered: bool = False
     rendered: str = ""
     closed: bool = False
@@ -47,9 +49,15 @@ class Tabs:
                 self._tabs.pop(next(iter(self._tabs))).closed = True
             return tab
 
-    def drop(self, key: str | None) -> None:
-        """Forget a tab that was closed."""
+    def shows(self, conversation_id: str) -> bool:
+        """Whether any tab has it open."""
+        with self._lock:
+            return any(tab.open == conversation_id for tab in self._tabs.values())
+
+    def drop(self, key: str | None) -> Tab | None:
+        """Forget a tab that was closed; the tab."""
         with self._lock:
             tab = self._tabs.pop(key or "", None)
             if tab:
                 tab.closed = True
+            return tab

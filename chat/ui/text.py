@@ -11,6 +11,8 @@ from markdown_it import MarkdownIt
 from markdown_it.renderer import RendererHTML
 from markdown_it.token import Token
 
+from chat.ui import math
+
 
 def escape(text: object) -> str:
     """Text for the inside of an element or of a quoted attribute."""
@@ -53,6 +55,7 @@ class _Renderer(RendererHTML):
 # "html": False escapes tags in the source; link targets are checked by markdown-it (no javascript:, no data:).
 _markdown = MarkdownIt("commonmark", {"html": False, "breaks": True}, renderer_cls=_Renderer)
 _markdown.enable(["table", "strikethrough"])
+math.add(_markdown)
 
 
 @lru_cache(maxsize=512)

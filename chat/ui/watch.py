@@ -40,7 +40,12 @@ def parts(session: Session, ui: dict[str, Any]) -> list[Part]:
     """All parts. Their keys cost a few dictionary look-ups, so that looking often is cheap."""
 
     def chat_key(tab: Tab) -> Any:
-        return tab.open, tab.shown, session.changed(tab.open or "") if not _streaming(session, tab) else "streaming"
+        return (
+            tab.open,
+            tab.temporary,
+            tab.shown,
+            session.changed(tab.open or "") if not _streaming(session, tab) else "streaming",
+        )
 
     def engine_key(tab: Tab) -> Any:
         view = session.engine
@@ -51,11 +56,11 @@ def parts(session: Session, ui: dict[str, Any]) -> list[Part]:
 
     return [
         Part(ui["listing"], list_key, lambda tab: _listing(session, tab)),
-        Part(ui["head"], lambda tab: (engine_key(tab), list_key(tab)), lambda tab: _head(session, tab)),
+        Part(ui["head"], lambda tab: (engine_key(tab), list_key(tab), tab.temporary), lambda tab: _head(session, tab)),
         Part(ui["history"], chat_key, lambda tab: _history(session, tab)),
         Part(ui["notice"], lambda tab: (tab.problem, session.notice), lambda tab: _notice(session, tab)),
         Part(ui["message"], lambda tab: session.live(tab.open) is not None, lambda tab: _buttons(session, tab)),
-        Part(ui["engine"], engine_key, lambda tab: _engine(session)),
+        Part(ui["engine"], lambda tab: (engine_key(tab), tab.open), lambda tab: _engine(session, tab)),
         Part(ui["current"], lambda tab: tab.open, lambda tab: tab.open or "new"),
     ]
 
@@ -134,21 +139,23 @@ def _listing(session: Session, tab: Tab) -> str:
 
 
 def _head(session: Session, tab: Tab) -> str:
-    snapshot = session.store.conversation(tab.open) if tab.open else None
+    conversation = session.conversation(tab.open)
     view = session.engine
-    title = snapshot.title if snapshot else "New chat"
+    title = conversation.title if conversation else "Temporary chat" if tab.temporary else "New chat"
+    kept = " · not kept" if tab.temporary else ""
     return (
-        f'<h1>{escape(title)}</h1><p class="quiet"><span class="dot {view.state}"></span>'
-        f"{escape(session.title)} · {escape(engine.status(view))}</p>"
+        f'<div class="name"><h1>{escape(title)}</h1>{history.menu(conversation)}</div>'
+        f'<p class="quiet"><span class="dot {view.state}"></span>'
+        f"{escape(session.title)} · {escape(engine.status(view))}{kept}</p>"
     )
 
 
 def _history(session: Session, tab: Tab) -> str:
     snapshot = session.snapshot(tab.open)
     if not snapshot.messages and snapshot.live is None:
-        return history.empty(session.title, session.examples)
+        return history.empty(session.title, session.examples, temporary=tab.temporary)
     tab.rendered = snapshot.messages[-1].id if snapshot.messages else ""
-    return history.history(snapshot.messages, _looks(session), tab.shown)
+    return history.history(snapshot.messages, _looks(session), tab.shown, snapshot.places)
 
 
 def _notice(session: Session, tab: Tab) -> str:
@@ -161,5 +168,6 @@ def _buttons(session: Session, tab: Tab) -> Any:
     return gr.update(submit_btn=False if busy else "Send", stop_btn="Stop" if busy else False)
 
 
-def _engine(session: Session) -> str:
-    return engine.column(session.engine, session.title, session.store.recent_replies(), _looks(session))
+def _engine(session: Session, tab: Tab) -> str:
+    replies = session.store.recent_replies()
+    return engine.column(session.engine, session.title, replies, _looks(session), session.last_stats(tab.open))

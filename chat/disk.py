@@ -1,0 +1,53 @@
+"""What a file on a disk asks for: ids, text it can hold, whose process wrote it, and its errors as sentences."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from pathlib import Path
+
+import psutil
+
+import hsd
+
+
+def new_id(prefix: str = "") -> str:
+    """Sixteen characters that nobody guesses; they appear in addresses."""
+    return prefix + secrets.token_urlsafe(12)
+
+
+def storable(text: str) -> str:
+    """A lone surrogate is no text SQLite can hold; it must not lose the rest of a message."""
+    return text.encode("utf-8", "replace").decode()
+
+
+def owner() -> str:
+    """This process, told apart from a later one with the same number."""
+    return f"{os.getpid()}:{psutil.Process().create_time():.2f}"
+
+
+def alive(owner: str | None) -> bool:
+    """Whether the process of an `owner` still runs."""
+    try:
+        pid, created = (owner or "").split(":")
+        return abs(psutil.Process(int(pid)).create_time() - float(created)) < 1
+    except (ValueError, psutil.Error):
+        return False
+
+
+def explain(error: Exception, path: Path) -> hsd.StoreError:
+    """What SQLite says, as a sentence and a hint."""
+    text = str(error).lower()
+    if "locked" in text or "busy" in text:
+        return hsd.StoreError(
+            f"The conversations in {path} are locked by another program.", "Close it, or wait a moment and try again."
+        )
+    if "readonly" in text or "read-only" in text:
+        return hsd.StoreError(f"The conversations in {path} are read-only.", "Make the file and its folder writable.")
+    if "full" in text:
+        return hsd.StoreError(f"The disk that holds {path} is full.", "Free some space and try again.")
+    if "malformed" in text or "not a database" in text:
+        return hsd.StoreError(
+            f"{path} is damaged: {error}.", "Move the file away to start afresh, or restore it from a copy."
+        )
+    return hsd.StoreError(f"The conversations in {path} cannot be used: {error}.", "Check the file and its folder.")

@@ -1,0 +1,77 @@
+"""From messages to what an engine reads: a path of the tree, and a reply that is to go on where it ended."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from chat.records import Message
+
+TITLE_LENGTH = 60
+
+
+def make_title(text: str) -> str:
+    """The beginning of a first message, on one line."""
+    words = " ".join(text.split())
+    if len(words) <= TITLE_LENGTH:
+        return words
+    cut = words[:TITLE_LENGTH]
+    return (cut.rsplit(" ", 1)[0] if " " in cut[TITLE_LENGTH // 2 :] else cut) + "…"
+
+
+def messages_for_engine(path: Sequence[Message], system: str = "") -> list[dict[str, Any]]:
+    """A path of the tree as chat messages. A turn that got no answer is left out, but for the last."""
+    messages: list[dict[str, Any]] = [{"role": "system", "content": system}] if system.strip() else []
+    for message in path:
+        if message.role == "user":
+            messages.append({"role": "user", "content": message.text})
+        elif message.text:
+            entry: dict[str, Any] = {"role": "assistant", "content": message.text}
+            if message.token_ids:
+                entry["token_ids"] = list(message.token_ids)
+            messages.append(entry)
+        elif messages and messages[-1]["role"] == "user":
+            messages.pop()
+    return messages
+
+
+def begun_ids(tokenizer: Any, ids: Sequence[int], text: str) -> list[int]:
+    """Ids of a reply that is to go on, without the token that ended it; made from its text where there are none."""
+    special = set(tokenizer.all_special_ids)
+    begun = list(ids) or list(tokenizer.encode(text, add_special_tokens=False))
+    while begun and begun[-1] in special:
+        begun.pop()
+    return begun
+
+
+def prompt_to_continue(
+    tokenizer: Any, messages: Sequence[Mapping[str, Any]], begun: Sequence[int], room: int
+) -> tuple[list[int], int]:
+    """Token ids of a conversation with the beginning of its reply, and how many old turns were left out.
+
+    The engine takes no half-written reply as a message, but it takes ids, so this does what it does with messages.
+
+    Args:
+        room: tokens that the whole may have, where old turns may be left out for it; 0 where they may not.
+    """
+    turns, dropped = list(messages), 0
+    ids = [*_opening(tokenizer, turns), *begun]
+    while room and len(ids) > room and (shorter := _without_oldest_turn(turns)):
+        turns, dropped = shorter, dropped + 1
+        ids = [*_opening(tokenizer, turns), *begun]
+    return ids, dropped
+
+
+def _opening(tokenizer: Any, messages: Sequence[Mapping[str, Any]]) -> list[int]:
+    plain = [{"role": m["role"], "content": m["content"]} for m in messages]
+    if tokenizer.chat_template is None:
+        return list(tokenizer.encode("\n".join(m["content"] for m in plain), add_special_tokens=True))
+    text = tokenizer.apply_chat_template(plain, tokenize=False, add_generation_prompt=True)
+    return list(tokenizer.encode(text, add_special_tokens=False))
+
+
+def _without_oldest_turn(messages: list[Mapping[str, Any]]) -> list[Mapping[str, Any]] | None:
+    head = [m for m in messages[:1] if m["role"] == "system"]
+    rest = messages[len(head) :]
+    following = next((i for i, m in enumerate(rest) if i > 0 and m["role"] == "user"), None)
+    return None if following is None else [*head, *rest[following:]]

@@ -1,0 +1,48 @@
+"""Branches of a conversation: which messages stand beside each other, and where a branch ends."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+
+from chat.records import Message
+from chat.store import Store
+
+
+def siblings(store: Store, conversation_id: str) -> dict[tuple[str | None, str], list[str]]:
+    """(parent, role) -> ids of the messages that stand there, oldest first, where there is more than one."""
+    found = defaultdict(list)
+    for message_id, parent_id, role in store.rows(
+        "SELECT id, parent_id, role FROM messages WHERE conversation_id = ? ORDER BY created, rowid", conversation_id
+    ):
+        found[parent_id, role].append(message_id)
+    return {place: ids for place, ids in found.items() if len(ids) > 1}
+
+
+def places(store: Store, conversation_id: str, path: Iterable[Message]) -> dict[str, tuple[int, int]]:
+    """Message id -> (its place from 1, how many there are), for the messages of a path that have siblings."""
+    beside = siblings(store, conversation_id)
+    result = {}
+    for message in path:
+        ids = beside.get((message.parent_id, message.role), ())
+        if message.id in ids:
+            result[message.id] = (list(ids).index(message.id) + 1, len(ids))
+    return result
+
+
+def neighbour(store: Store, message: Message, step: int) -> str | None:
+    """The sibling `step` places further, or None past either end."""
+    ids = siblings(store, message.conversation_id).get((message.parent_id, message.role), [])
+    place = ids.index(message.id) + step if message.id in ids else -1
+    return ids[place] if 0 <= place < len(ids) else None
+
+
+def newest_below(store: Store, message_id: str) -> str:
+    """The message that was written last in the branch that begins here: it has no message below it."""
+    rows = store.rows(
+        """WITH RECURSIVE down(id) AS (
+            SELECT ? UNION ALL SELECT m.id FROM messages m JOIN down ON m.parent_id = down.id
+        ) SELECT m.id FROM messages m JOIN down ON m.id = down.id ORDER BY m.created DESC, m.rowid DESC LIMIT 1""",
+        message_id,
+    )
+    return str(rows[0][0]) if rows else message_id

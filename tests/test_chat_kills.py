@@ -1,0 +1,116 @@
+"""The program is killed at random moments during replies: what was stored stays, and what was cut off can go on."""
+
+from __future__ import annotations
+
+import random
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from chat_fakes import ScriptedEngine
+
+from chat.session import Session
+from chat.settings import Settings
+from chat.store import Store
+
+KILLS = 20
+HERE = Path(__file__).resolve().parent
+CHILD = """
+import sys
+sys.path[:0] = {paths!r}
+from chat_fakes import ScriptedEngine
+from chat import worker
+from chat.session import Session
+from chat.settings import Settings
+from chat.store import Store
+worker.CHECKPOINT_SECONDS = 0.02
+engine = ScriptedEngine(lambda m: " ".join(f"word{{i}}" for i in range(5000)), 0.002)
+session = Session(Store({db!r}), lambda progress: engine)
+session.start()
+conversation = session.latest()
+for number in range(10**6):
+    text = f"prompt {{sys.argv[1]}}.{{number}}"
+    print("sending", text, flush=True)
+    conversation = session.send(conversation, text, Settings(max_tokens=int(sys.argv[2])))
+    print("sent", text, flush=True)
+    while session.live(conversation):
+        session.wait(session.version, 1)
+    print("done", text, flush=True)
+"""
+
+
+def run_and_kill(code: str, number: int, chance: random.Random) -> list[str]:
+    """Let a child write replies and kill it; what it said before."""
+    child = subprocess.Popen(
+        [sys.executable, "-c", code, str(number), str(chance.choice([3, 30, 300, 3000]))],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert child.stdout is not None
+    first = child.stdout.readline()
+    assert first.startswith("sending"), first
+    time.sleep(chance.uniform(0, 1.2))
+    child.send_signal(signal.SIGKILL)
+    rest, _ = child.communicate()
+    return [first.strip(), *rest.splitlines()]
+
+
+@pytest.mark.full
+def test_twenty_kills_lose_nothing_that_was_stored(tmp_path: Path) -> None:
+    db = tmp_path / "chat.db"
+    code = CHILD.format(paths=[str(HERE), str(HERE.parent)], db=str(db))
+    chance = random.Random(8)
+    sent: list[str] = []
+    finished: dict[str, str] = {}
+    interrupted = 0
+    for number in range(KILLS):
+        said = run_and_kill(code, number, chance)
+        assert not [line for line in said if not line.startswith(("sending", "sent", "done"))], said
+        sent += [line.removeprefix("sent ") for line in said if line.startswith("sent ")]
+        with sqlite3.connect(db) as raw:
+            assert raw.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+            half = raw.execute("SELECT text FROM messages WHERE state = 'running'").fetchall()
+        raw.close()
+        store = Store(db)
+        path = store.path_to(store.conversation(store.latest()).leaf_id)
+        texts = [m.text for m in path if m.role == "user"]
+        assert [t for t in sent if t not in texts] == [], "a prompt that was accepted is gone"
+        assert len(half) <= 1 and all(m.state in ("done", "interrupted") for m in path)
+        if half:
+            interrupted += 1
+            assert path[-1].state == "interrupted" and path[-1].text == half[0][0]
+        replies = {prompt.text: answer for prompt, answer in zip(path[::2], path[1::2], strict=True)}
+        for line in said:
+            if line.startswith("done "):
+                finished[line.removeprefix("done ")] = replies[line.removeprefix("done ")].text
+        for prompt, text in finished.items():
+            assert replies[prompt].text == text and replies[prompt].state == "done"
+        store.db.execute("INSERT INTO search (search, rank) VALUES ('integrity-check', 1)")
+        store.close()
+    print(f"{KILLS} kills, {len(sent)} prompts, {len(finished)} finished replies, {interrupted} interrupted")
+    assert interrupted
+    goes_on(db)
+
+
+def goes_on(db: Path) -> None:
+    """The last interrupted reply that has text can be continued."""
+    script = " ".join(f"word{i}" for i in range(5000))
+    session = Session(Store(db), lambda progress: ScriptedEngine(lambda _: script, 0))
+    session.start()
+    rows = session.store.rows(
+        "SELECT id, conversation_id FROM messages WHERE state = 'interrupted' AND text != '' ORDER BY updated DESC"
+    )
+    half = session.message(rows[0][0])
+    session.store.show(rows[0][1], half.id)
+    session.resume(half.id, Settings(max_tokens=100))
+    deadline = time.monotonic() + 20
+    while session.live(rows[0][1]) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    whole = session.message(half.id)
+    assert whole.state == "done" and whole.text.startswith(half.text + " ") and len(whole.text) > len(half.text)
+    session.close()

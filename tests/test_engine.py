@@ -492,7 +492,9 @@ def test_a_long_prompt_can_be_stopped_while_it_is_read(how):
     flag = cancel if how == "cancel" else threading.Event()
     *_, last = one.stream([1, 2] * 240, params, plan="medium:2>big", cancel=flag)
     assert last.reply.finish_reason == ("timeout" if how == "time" else "cancelled") and not last.reply.token_ids
-    assert last.reply.stats.prefill_seconds > 0.04 > last.reply.stats.decode_seconds
+    assert (
+        last.reply.stats.prefill_seconds > 0.04 and last.reply.stats.prefill_seconds > last.reply.stats.decode_seconds
+    )
     for model in one._models.values():
         del model.forward
     whole = one.generate([1, 2] * 240, GREEDY, plan="medium:2>big")

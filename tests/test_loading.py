@@ -71,7 +71,7 @@ def test_quantized_weights_load_and_a_stack_gives_their_own_plain_ids(folder, tm
     with hsd.Engine.load(f"{copied}/models.yaml#q", device="cpu", dtype="float32", data_dir=tmp_path) as engine:
         plain = engine.generate("hello", GREEDY, plan="big")
         assert engine.generate("hello", GREEDY, plan="small:3>big").token_ids == plain.token_ids
-        assert f"big={quantization}" in engine.planner.family
+        assert f"/{quantization}/float32" in engine.planner.family
         quantized = engine._models["big"]._embedding  # not quantized itself
         assert quantized.dtype == torch.float32
 

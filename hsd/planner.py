@@ -182,7 +182,9 @@ class Planner:
         errors = planning.standard_errors(rates, {pair: e.standard_error for pair, e in measured.items()})
         key = (temperature_bucket(temperature), bucket(context))
         current = self._decisions[key].plan if key in self._decisions else None
-        ranked = planning.ranking(costs, rates, max_drafts=3)
+        # What few replies say of long blocks and deep stacks is worth little, and being wrong there is dear.
+        certain = bool(measured) and all(e.sure for e in measured.values())
+        ranked = planning.ranking(costs, rates, 8 if certain else 4, max_drafts=3 if certain else 2)
         held_ms = None if current is None else planning.expected_ms_per_token(current, costs, rates)
         pairs = {(a, b) for r in ranked[:3] for a, b in zip(r.plan.names, r.plan.names[1:], strict=False)}
         sure = all(pair in measured and measured[pair].sure for pair in pairs)

@@ -78,6 +78,7 @@ def _pair(engine: Engine, category: str, text: str, temperature: float, length: 
     for side in order:
         engine.forget()
         replies[side] = engine.generate(text, params, plan=plans[side])
+        engine.learn()  # as in the chat: between two replies the engine scores, measures and decides
     return {"category": category, **replies}
 
 

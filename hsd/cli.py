@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import sys
@@ -132,7 +133,8 @@ def generate(
             click.echo(_line(reply), err=True)
         if as_json:
             _print_json(_reply_values(reply))
-        engine.learn()
+        with contextlib.suppress(Exception):  # learning makes later replies faster; this one is out
+            engine.learn()
         if reply.finish_reason == "error":
             raise HsdError(reply.error or "The reply failed.")
 

@@ -23,3 +23,13 @@ def own_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monke
     monkeypatch.setenv("HSD_HOME", str(home))
     monkeypatch.delenv("HSD_MODELS", raising=False)
     return home
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A browser test may have a second try: shared machines stand still for seconds, and pages wait for no more.
+
+    What is tried again is named in the closing line.
+    """
+    for item in items:
+        if item.get_closest_marker("browser"):
+            item.add_marker(pytest.mark.flaky(reruns=1))

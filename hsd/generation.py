@@ -112,7 +112,7 @@ class Generation:
         self.readers: dict[str, Reader] = {n: conversation.reader(n) for n in plan.names if n in conversation.models}
         self._reused = self.readers[plan.target].length
         self._hierarchy_of = lambda: Hierarchy(
-            make_levels(plan.names, plan.thresholds, conversation.reader, conversation.index),
+            make_levels(plan.names, plan.thresholds, conversation.reader, lambda: conversation.index),
             self._sequence,
             self.sampler,
             end_ids=end_ids,

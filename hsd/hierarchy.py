@@ -309,11 +309,11 @@ def _advice(error: Exception) -> str:
 
 
 def make_levels(
-    names: Sequence[str], thresholds: Sequence[int], readers: Callable[[str], Reader], index: SuffixIndex
+    names: Sequence[str], thresholds: Sequence[int], readers: Callable[[str], Reader], index: Callable[[], SuffixIndex]
 ) -> list[Level]:
-    """The levels of a plan, cheapest first, from its names and thresholds."""
+    """The levels of a plan, cheapest first; the index is asked for only where the plan has a lookup."""
     padded = [*thresholds, 0]
     return [
-        Level(name, threshold, index if name == LOOKUP else readers(name))
+        Level(name, threshold, index() if name == LOOKUP else readers(name))
         for name, threshold in zip(names, padded, strict=True)
     ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import threading
 from collections.abc import Callable, Generator, Iterator
 
@@ -59,20 +58,22 @@ class Stream(Iterator[Event]):
     def __init__(self, events: Generator[Event, None, None], cancel: threading.Event) -> None:
         self._events = events
         self._cancel = cancel
+        self._one = threading.Lock()  # a generator runs in one thread at a time
 
     def __iter__(self) -> Stream:
         return self
 
     def __next__(self) -> Event:
-        event = next(self._events)
-        if isinstance(event, Finished):
-            self._events.close()  # whoever has the reply need not ask for more to let others go on
-        return event
+        with self._one:
+            event = next(self._events)
+            if isinstance(event, Finished):
+                self._events.close()  # whoever has the reply need not ask for more to let others go on
+            return event
 
     def close(self) -> None:
         """Ends the reply: at once, or within one round where another thread is waiting for the next event."""
         self._cancel.set()
-        with contextlib.suppress(ValueError):  # that thread is inside the generator; it sees the flag
+        with self._one:
             self._events.close()
 
     def __del__(self) -> None:

@@ -119,7 +119,7 @@ def sample(
         index.cut(len(PROMPT))
         sequence = TokenSequence(list(PROMPT), len(PROMPT))
         hierarchy = Hierarchy(
-            make_levels(plan.names, plan.thresholds, readers.__getitem__, index),
+            make_levels(plan.names, plan.thresholds, readers.__getitem__, lambda: index),
             sequence,
             Sampler(case.params, PROMPT, VOCAB, "cpu"),
             end_ids=(),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib
 import json
 import sys
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from typing import Any
 
 import click
 
+from hsd.bench import BENCHMARKS, BenchRequest
 from hsd.errors import HsdError
 
 FAILED, INTERRUPTED = 1, 130
@@ -252,10 +254,12 @@ def stats(data_dir: str | None, as_json: bool, reset: bool) -> None:
 
 
 @cli.command()
+@click.argument("what", type=click.Choice(list(BENCHMARKS)), default="replies")
 @_options("family", "config", "data", "device", "dtype", "json")
 @click.option("--quick", is_flag=True, help="Fewer prompts and repeats.")
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Folder for the results.")
 def bench(
+    what: str,
     family: str,
     config: str | None,
     data_dir: str | None,
@@ -265,14 +269,12 @@ def bench(
     quick: bool,
     out: Path | None,
 ) -> None:
-    """Plain decoding against the plan that `auto` chooses, interleaved in one run."""
-    from hsd.bench import replies
-
-    with _engine(family, config, data_dir, device, dtype) as engine:
-        result = replies.compare(engine, quick=quick, tell=click.echo)
+    """A benchmark: by default plain decoding against the plan that `auto` chooses, interleaved in one run."""
+    asked = BenchRequest(family, config, data_dir, device, dtype, quick, out, click.echo)
+    result = importlib.import_module(f"hsd.bench.{what}").run(asked)
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
-        (out / "replies.json").write_text(json.dumps(result, indent=2), encoding="utf-8")
-        click.echo(f"Written to {out / 'replies.json'}.")
+        (out / f"{what}.json").write_text(json.dumps(result, indent=2), encoding="utf-8")
+        click.echo(f"Written to {out / f'{what}.json'}.")
     if as_json:
         _print_json(result)

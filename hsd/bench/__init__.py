@@ -1,1 +1,50 @@
 """Benchmarks: every figure that the project states is printed by something in here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from hsd.engine import Engine
+
+BENCHMARKS = {
+    "replies": "plain decoding against the plan that `auto` chooses, interleaved in one run",
+}
+"""What `hsd bench WHAT` can run: each is the module `hsd.bench.WHAT` with a function `run(BenchRequest)`."""
+
+
+@dataclass(frozen=True, slots=True)
+class BenchRequest:
+    """What the command line asks of a benchmark.
+
+    Args:
+        family: a family of models.yaml, or `file.yaml#name`.
+        config: path of another models.yaml.
+        data_dir: folder of the statistics; None is the person's own.
+        device: "auto" or a torch device.
+        dtype: overrides the file's.
+        quick: fewer repeats.
+        out: folder for files beside the figures; the figures themselves are written by the command.
+        tell: takes lines of text for people.
+    """
+
+    family: str = "builtin"
+    config: str | None = None
+    data_dir: str | None = None
+    device: str = "auto"
+    dtype: str | None = None
+    quick: bool = False
+    out: Path | None = None
+    tell: Callable[[str], None] = print
+
+    def engine(self) -> Engine:
+        """The family, loaded and measured; what is worth knowing of it is told."""
+        from hsd.engine import Engine
+
+        engine = Engine.load(self.family, self.device, self.dtype, self.data_dir, config=self.config)
+        for note in (*(f"'{d.model}': {d.reason}" for d in engine.info.dropped), *engine.info.notes):
+            self.tell(f"Note: {note}")
+        return engine

@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from hsd.bench import BenchRequest
 from hsd.bench.prompts import PROMPTS
 from hsd.params import SamplingParams
 from hsd.types import Plan, Reply
@@ -24,6 +25,12 @@ _WARM_UP_PROMPTS = (
     "Tell me about your day.",
     "How do I download a file from the web?",
 )
+
+
+def run(ask: BenchRequest) -> dict[str, Any]:
+    """`hsd bench`."""
+    with ask.engine() as engine:
+        return compare(engine, quick=ask.quick, tell=ask.tell)
 
 
 def compare(

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import secrets
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from hsd.errors import ConfigError
 from hsd.generation import Request
 from hsd.params import SamplingParams
 from hsd.planner import Planner
-from hsd.types import Plan, Verification
+from hsd.prompts import Prompt
+from hsd.types import Plan, ReplyStats, Verification
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +23,8 @@ class Asked:
         prompt: token ids.
         params, plan, verification, early_stop, cancel: as for `Engine.stream`.
         dropped: oldest turns that were left out of the prompt.
+        apart: made with caches of its own, as if nothing had been read before.
+        plain: what the same prompt cost when it was decoded plainly, if that was measured.
     """
 
     prompt: tuple[int, ...]
@@ -29,6 +34,39 @@ class Asked:
     early_stop: bool
     cancel: threading.Event
     dropped: int
+    apart: bool = False
+    plain: ReplyStats | None = None
+
+
+def ask(
+    messages: Prompt,
+    params: SamplingParams | None,
+    plan: str | Plan,
+    verification: Verification,
+    early_stop: bool,
+    cancel: threading.Event | None,
+    *,
+    planner: Planner,
+    fit: Callable[..., tuple[list[int], int]],
+) -> Asked:
+    """What a caller wants, checked.
+
+    Args:
+        messages, params, plan, verification, early_stop, cancel: as for `Engine.stream`.
+        planner: knows which plans this family can run.
+        fit: `Prompts.fit` of this family.
+
+    Raises:
+        PromptError: no message, or more of it than the context holds.
+        ConfigError: an impossible plan or setting.
+    """
+    params = params or SamplingParams()
+    if verification not in ("block", "token"):
+        raise ConfigError(f"verification={verification!r} is not known.", "Use 'block' or 'token'.")
+    if plan != "auto":
+        plan = planner.checked(plan)
+    prompt, dropped = fit(messages, max_tokens=params.max_tokens)
+    return Asked(tuple(prompt), params, plan, verification, early_stop, cancel or threading.Event(), dropped)
 
 
 def complete(asked: Asked, planner: Planner) -> Request:
@@ -42,4 +80,15 @@ def complete(asked: Asked, planner: Planner) -> Request:
             plan = planner.uncapped(plan)
     if params.seed is None:
         params = replace(params, seed=secrets.randbits(31))
-    return Request(asked.prompt, params, plan, asked.verification, 0.0, stop, forecast, asked.dropped, asked.cancel)
+    return Request(
+        asked.prompt,
+        params,
+        plan,
+        asked.verification,
+        0.0,
+        stop,
+        forecast,
+        asked.dropped,
+        asked.cancel,
+        asked.plain,
+    )

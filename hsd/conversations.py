@@ -99,9 +99,16 @@ class Conversations:
     def __len__(self) -> int:
         return len(self._held)
 
-    def take(self, prompt: Sequence[int]) -> Conversation:
-        """The conversation to read this prompt in, turned to it; the others are dropped as far as memory asks."""
+    def take(self, prompt: Sequence[int], apart: bool = False) -> Conversation:
+        """The conversation to read this prompt in, turned to it; the others are dropped as far as memory asks.
+
+        One that is taken apart begins with nothing, and is not held.
+        """
         prompt = list(prompt)
+        if apart:
+            alone = Conversation(self._models)
+            alone.begin(prompt)
+            return alone
         best = max(self._held, key=lambda c: c.shared(prompt), default=None)
         if best is None:
             best = Conversation(self._models)

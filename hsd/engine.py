@@ -8,21 +8,23 @@ import time
 import weakref
 from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from hsd import loading
-from hsd.asking import Asked, complete
+from hsd.asking import Asked, ask, complete
 from hsd.config import find_family
 from hsd.conversations import Conversation, Conversations
-from hsd.errors import ConfigError, HsdError, LoadError, ModelError
+from hsd.errors import HsdError, LoadError
+from hsd.failures import understand
 from hsd.generation import Generation, Request
-from hsd.hierarchy import failed_pass
 from hsd.learning import Learner, record_of
 from hsd.loading import Loaded
 from hsd.params import SamplingParams
 from hsd.paths import data_dir as data_folder
 from hsd.planner import Planner
 from hsd.prompts import Prompt, Prompts
+from hsd.race import race
 from hsd.stats import Stats
 from hsd.turn import Stream, Turn
 from hsd.types import (
@@ -31,6 +33,7 @@ from hsd.types import (
     Finished,
     LoadProgress,
     Plan,
+    Race,
     Reply,
     ReplyStats,
     Verification,
@@ -52,6 +55,7 @@ class Engine:
         self._models = loaded.models
         self._target = loaded.models[list(loaded.models)[-1]]
         self._prompts = Prompts(loaded.tokenizer, loaded.vocab, loaded.family.system)
+        self._fit = partial(self._prompts.fit, context=self._target.context, drop=loaded.family.overflow == "drop")
         self._conversations = Conversations(loaded.models, cache_bytes)
         self.planner = Planner(loaded.key, loaded.models, stats)
         self._lock = Turn()
@@ -91,10 +95,10 @@ class Engine:
         """
         loaded = loading.load(find_family(family, config), device, dtype, progress)
         engine = cls(loaded, Stats(data_folder(data_dir) / "stats.db"), cache_bytes)
-        engine.planner.restore()
-        if not engine.planner.measured:
+        engine.planner.profile.restore()
+        if not engine.planner.profile.measured:
             tell = progress or (lambda _: None)
-            engine.planner.measure(lambda name: tell(LoadProgress(name, "measuring step times")))
+            engine.planner.profile.measure(lambda name: tell(LoadProgress(name, "measuring step times")))
         return engine
 
     @classmethod
@@ -189,19 +193,34 @@ class Engine:
             LoadError: the engine is closed, or a GPU error made it unusable.
         """
         self._usable()
-        params = params or SamplingParams()
-        if verification not in ("block", "token"):
-            raise ConfigError(f"verification={verification!r} is not known.", "Use 'block' or 'token'.")
-        if plan != "auto":
-            plan = self.planner.checked(plan)
         begun = time.perf_counter()
-        prompt, dropped = self._prompts.fit(
-            messages, self._target.context, params.max_tokens, drop=self._loaded.family.overflow == "drop"
-        )
-        asked = Asked(tuple(prompt), params, plan, verification, early_stop, cancel or threading.Event(), dropped)
+        asked = ask(messages, params, plan, verification, early_stop, cancel, planner=self.planner, fit=self._fit)
         stream = Stream(self._run(asked, time.perf_counter() - begun), asked.cancel)
         self._stream = weakref.ref(stream)
         return stream
+
+    def race(
+        self,
+        messages: Prompt,
+        params: SamplingParams | None = None,
+        plan: str | Plan = "auto",
+        verification: Verification = "block",
+        early_stop: bool = True,
+        *,
+        cancel: threading.Event | None = None,
+        tell: Callable[[Event], None] = lambda _: None,
+    ) -> Race:
+        """The same prompt decoded plainly and by a plan, one after the other: a measured baseline, not an estimate.
+
+        Both read the prompt anew into caches of their own; the conversations that are held stay as they are. Both are
+        stored in the statistics. Arguments and errors are those of `stream`; a seed holds for both.
+
+        Args:
+            tell: hears every event of the plain reply, then every event of the plan's, while they are made.
+        """
+        self._usable()
+        asked = ask(messages, params, plan, verification, early_stop, cancel, planner=self.planner, fit=self._fit)
+        return race(asked, self._target.name, lambda one: self._run(one, 0.0), tell)
 
     def learn(self, should_stop: Callable[[], bool] = lambda: False) -> None:
         """Idle work: prices all pairs of the family on finished replies, and times the target's plain step anew.
@@ -212,8 +231,8 @@ class Engine:
         with self._lock:
             try:
                 if self._learner.run(should_stop) and not should_stop():
-                    self.planner.refresh(should_stop)
-                if self._last is not None and self.planner.measured and not should_stop():
+                    self.planner.profile.refresh(should_stop)
+                if self._last is not None and self.planner.profile.measured and not should_stop():
                     self.planner.replan(*self._last)
             except BaseException:
                 # Whatever failed may have left a cache half-way.
@@ -226,7 +245,7 @@ class Engine:
         """Costs, acceptances, the plan of `auto` and every alternative with its forecast, as plain values."""
         with self._lock:
             self._usable()
-            self._measured(needed=True)
+            self.planner.profile.ready(needed=True)
             return self.planner.report(temperature)
 
     def forget(self) -> None:
@@ -254,17 +273,16 @@ class Engine:
 
     def _run(self, asked: Asked, spent: float) -> Generator[Event, None, None]:
         if not self._lock.take(asked.cancel.is_set):
-            yield Finished(
-                Reply("", (), "cancelled", ReplyStats(prompt_tokens=len(asked.prompt)), seed=asked.params.seed)
-            )
+            unborn = ReplyStats(prompt_tokens=len(asked.prompt))
+            yield Finished(Reply("", (), "cancelled", unborn, seed=asked.params.seed))
             return
         try:
             self._usable()
-            self._measured(needed=asked.plan == "auto" and self._target.cuttable)
+            self.planner.profile.ready(needed=asked.plan == "auto" and self._target.cuttable)
             begun = time.perf_counter()
             request = complete(asked, self.planner)
             request = replace(request, spent=spent + time.perf_counter() - begun)
-            yield from self._reply(request, self._conversations.take(request.prompt))
+            yield from self._reply(request, self._conversations.take(request.prompt, asked.apart))
         finally:
             self._lock.give()
 
@@ -297,9 +315,9 @@ class Engine:
         yield Finished(reply)
 
     def _finish(self, generation: Generation, conversation: Conversation, reason: Any, error: HsdError | None) -> Reply:
-        reply = generation.finish(reason, error, self.planner.baseline_ms)
+        reply = generation.finish(reason, error, self.planner.profile.plain_ms)
         for name, reader in generation.readers.items():
-            self.planner.learn_passes(name, reader.meter.passes)
+            self.planner.profile.learn(name, reader.meter.passes)
             reader.meter.passes.clear()
         self._conversations.trim()
         if reply.token_ids and not error:
@@ -313,35 +331,15 @@ class Engine:
         self._learner.replied(reply, generation, conversation if can_score else None, reply_id)
         return reply
 
-    def _measured(self, needed: bool) -> None:
-        """Measures what a reply needs to know beforehand: the target's plain step, and for `auto` every cost."""
-        if self.planner.measured or (not needed and self.planner.knows_baseline):
-            return
-        try:
-            if needed:
-                self.planner.measure()
-            else:
-                self.planner.measure_baseline()
-        except Exception as error:
-            raise failed_pass(self._target.name, error) from error
-
     def _recovered(self, failure: Exception, conversation: Conversation) -> HsdError:
-        """What to say of a failure, after caches that it may have touched were dropped.
-
-        Logits that are no distribution may come from what is cached, so this conversation is read anew. Anything else
-        frees all caches: most often memory ran out. A dead GPU context ends this engine.
-        """
-        error = failure if isinstance(failure, HsdError) else failed_pass(self._target.name, failure)
-        cause = failure.__cause__ if isinstance(failure, ModelError) else failure
+        """What to say of a failure, after caches that it may have touched were dropped."""
+        known = understand(failure, self._target.name)
         self._conversations.drop(conversation)
-        if cause is None or isinstance(cause, HsdError):
-            return error
-        self._conversations.clear()
-        self._learner.clear()
-        text = str(cause)
-        if "CUDA error" in text or "device-side assert" in text or type(cause).__name__ == "AcceleratorError":
-            self._broken = f"The GPU stopped working for this program ({text.splitlines()[0][:120]})."
-        return error
+        if known.everywhere:
+            self._conversations.clear()
+            self._learner.clear()
+        self._broken = known.broken
+        return known.error
 
     def _usable(self) -> None:
         if self._closed:

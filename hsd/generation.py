@@ -47,6 +47,7 @@ class Request:
         forecast_ms: what the planner expects of the plan, ms per token.
         dropped_turns: oldest turns that were left out of the prompt.
         cancel: set from anywhere to end the reply within one round.
+        plain: what the same prompt cost when it was decoded plainly; None leaves the baseline to an estimate.
     """
 
     prompt: tuple[int, ...]
@@ -58,6 +59,7 @@ class Request:
     forecast_ms: float | None = None
     dropped_turns: int = 0
     cancel: threading.Event = field(default_factory=threading.Event)
+    plain: ReplyStats | None = None
 
 
 class _Clock:
@@ -170,7 +172,9 @@ class Generation:
         """
         request, seconds = self.request, self._clock.seconds
         plain = None
-        if self._ids and error is None:
+        if self._ids and error is None and request.plain:
+            plain = request.plain.prefill_seconds + request.plain.decode_seconds * len(self._ids) / request.plain.tokens
+        elif self._ids and error is None:
             plain = self.target_prefill_seconds + plain_ms(self._context_lengths) / 1000
         stats = ReplyStats(
             seconds=seconds,
@@ -180,6 +184,7 @@ class Generation:
             tokens=len(self._ids),
             speedup=plain / seconds if plain else None,
             baseline_seconds=plain,
+            baseline="measured" if request.plain else "estimated",
             plan=str(request.plan),
             target_passes=self._levels[-1].passes if self._levels else 0,
             levels=self._levels,
@@ -197,7 +202,7 @@ class Generation:
     def tail(self) -> Tokens | None:
         """Text that was held back at the end, as an event; None if there is none."""
         rest = self._text.flush()
-        return Tokens(rest, (), ()) if rest else None
+        return Tokens(rest, (), (), self._clock.seconds) if rest else None
 
     @property
     def _context_lengths(self) -> range:
@@ -229,7 +234,7 @@ class Generation:
         ids, origins = done.tokens[:used], done.origins[:used]
         self._ids += ids
         self._origins += origins
-        return Tokens(shown, tuple(ids), tuple(origins))
+        return Tokens(shown, tuple(ids), tuple(origins), self._clock.seconds)
 
     def _out_of_time(self) -> bool:
         limit = self.request.params.time_limit

@@ -1,32 +1,23 @@
 """What the engine asks before a reply: which plan, at what forecast, and what plain decoding would cost.
 
-Joins three sources: step times measured here, rolling acceptances from the statistics, and the mathematics of
+Joins three sources: step times of `hsd.profile`, rolling acceptances from the statistics, and the mathematics of
 `hsd.planning`.
 """
 
 from __future__ import annotations
 
-import itertools
-import platform
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
-
-import torch
 
 from hsd import planning
 from hsd.errors import ConfigError
 from hsd.planning import Calibration, Decision, Ranked, Replayed, StopRule
-from hsd.runtime import MAX_WIDTH, LanguageModel, Pass
-from hsd.runtime.costs import StepCosts, bucket
-from hsd.stats import SURE_POSITIONS, CostRecord, Stats, SwitchRecord, temperature_bucket
+from hsd.profile import Profile
+from hsd.runtime import MAX_WIDTH, LanguageModel
+from hsd.runtime.costs import bucket
+from hsd.stats import SURE_POSITIONS, Stats, SwitchRecord, temperature_bucket
 from hsd.types import LOOKUP, Plan, Stage
-
-LOOKUP_MS = 0.004
-"""Milliseconds charged for one proposal of the lookup level.
-
-Under 0.001 was measured at 32k tokens of context (proposing and appending); a little more, so that it is never free.
-"""
 
 _STALE = 8
 """Replies after which a decision is made anew even if nobody was idle."""
@@ -55,98 +46,10 @@ class Planner:
         self._models = models
         self._stats = stats
         self.target = list(models)[-1]
-        self._costs = {name: StepCosts(model) for name, model in models.items()}
-        self._in_turn = itertools.cycle(models)
+        self.profile = Profile(family, models, stats)
         self._decisions: dict[tuple[str, int], Decision] = {}
         self._replies_since: dict[tuple[str, int], int] = {}
         self._calibrations: dict[tuple[str, str, str], Calibration | None] = {}
-
-    @property
-    def measured(self) -> bool:
-        """Whether every model's costs are known at every width."""
-        return all(costs.known(1) and costs.known(MAX_WIDTH) for costs in self._costs.values())
-
-    def restore(self) -> None:
-        """Takes over the costs of an earlier run on this machine, as far as there are some."""
-        stored = self._stats.costs(
-            machine_key(),
-            self.family,
-            device=str(self._models[self.target].device),
-            dtype={name: model.dtype for name, model in self._models.items()},
-            runtime={name: runtime_key(model) for name, model in self._models.items()},
-        )
-        for name in self._models:
-            for width, ms in enumerate(stored.get(name, ()), 1):
-                self._costs[name].restore(0, width, ms)
-
-    def measure(self, tell: Callable[[str], None] = lambda _: None, stop: Callable[[], bool] = lambda: False) -> None:
-        """Measures every model's step at every width and stores it; seconds."""
-        for name, costs in self._costs.items():
-            tell(name)
-            costs.measure(repeats=5 if not costs.known(1) else 2, stop=stop)
-        self.store_costs()
-
-    def store_costs(self) -> None:
-        """Keeps what was measured for the next start."""
-        records = []
-        for name, model in self._models.items():
-            for at, width, cost in self._costs[name].rows():
-                if at == 0:
-                    records.append(
-                        CostRecord(
-                            machine=machine_key(),
-                            device=str(self._models[self.target].device),
-                            family=self.family,
-                            model=name,
-                            dtype=model.dtype,
-                            runtime=runtime_key(model),
-                            context_tokens=128,
-                            width_tokens=width,
-                            median_ms=cost.ms,
-                            spread_ms=cost.spread_ms,
-                            samples=cost.samples,
-                        )
-                    )
-        self._stats.record_costs(records)
-
-    def learn_passes(self, name: str, passes: Iterable[Pass]) -> None:
-        """Takes a reply's own passes into account."""
-        self._costs[name].add(passes)
-
-    def refresh(self, stop: Callable[[], bool] = lambda: False) -> None:
-        """Times a few plain steps of the target, and one model, in turn, at every width.
-
-        The baseline must not be older than what it is compared with, and a first measurement taken at a busy moment
-        must not last. `stop` is asked before every pass.
-        """
-        self._costs[self.target].measure((1,), (0,), repeats=3, stop=stop)
-        self._costs[next(self._in_turn)].measure(buckets=(0,), repeats=1, stop=stop)
-        self.store_costs()
-
-    @property
-    def knows_baseline(self) -> bool:
-        """Whether the target's plain step was ever timed."""
-        return self._costs[self.target].known(1)
-
-    def measure_baseline(self) -> None:
-        """Times the target's plain step."""
-        self._costs[self.target].measure((1,), (0,))
-
-    def baseline_ms(self, contexts: Sequence[int]) -> float:
-        """Milliseconds of one plain step of the target at each of these context lengths, added up."""
-        costs = self._costs[self.target]
-        steps: dict[int, float] = {}
-        total = 0.0
-        for context in contexts:
-            place = context // 256
-            if place not in steps:
-                steps[place] = costs.cost(1, context).ms
-            total += steps[place]
-        return total
-
-    def costs(self, context: int = 0) -> dict[str, list[float]]:
-        """Milliseconds at widths 1 to 16 for every level, the lookup first, the target last."""
-        return {LOOKUP: [LOOKUP_MS], **{name: costs.table(context) for name, costs in self._costs.items()}}
 
     def acceptances(self, temperature: float) -> dict[tuple[str, str], Any]:
         """Measured acceptance estimates of this family at this temperature, by (draft, verifier)."""
@@ -180,7 +83,7 @@ class Planner:
         measured = {
             pair: estimate for pair, estimate in self.acceptances(temperature).items() if names.issuperset(pair)
         }
-        costs = self.costs(context)
+        costs = self.profile.table(context)
         rates = planning.with_priors(costs, {pair: e.rate for pair, e in measured.items()})
         errors = planning.standard_errors(rates, {pair: e.standard_error for pair, e in measured.items()})
         key = (temperature_bucket(temperature), bucket(context))
@@ -223,7 +126,7 @@ class Planner:
 
     def stop_rule(self, plan: Plan, temperature: float, context: int = 0) -> StopRule | None:
         """When the first level of a plan stops drafting by value; None for a lookup, and until it is calibrated."""
-        if not plan.drafts or plan.drafts[0].name == LOOKUP or not self.measured:
+        if not plan.drafts or plan.drafts[0].name == LOOKUP or not self.profile.measured:
             return None
         first, above, name = plan.names[0], plan.names[1], temperature_bucket(temperature)
         if (name, first, above) not in self._calibrations:
@@ -232,7 +135,7 @@ class Planner:
         calibration = self._calibrations[name, first, above]
         if calibration is None or calibration.positions < SURE_POSITIONS:
             return None
-        costs = {level: self._costs[level].table(context) for level in (first, above)}
+        costs = {level: self.profile.widths(level, context) for level in (first, above)}
         pair = Plan(above, plan.drafts[:1])
         token_ms = planning.expected_ms_per_token(pair, costs, {(first, above): calibration.mean})
         column_ms = (costs[above][_COLUMNS] - costs[above][0]) / _COLUMNS
@@ -301,11 +204,11 @@ class Planner:
 
     def forecast(self, plan: Plan, temperature: float, context: int = 0) -> float | None:
         """Expected ms per token of a plan; None where its costs or a pair of it were never measured."""
-        if not self.measured:
+        if not self.profile.measured:
             return None
         rates = {pair: e.rate for pair, e in self.acceptances(temperature).items()}
         try:
-            return planning.expected_ms_per_token(plan, self.costs(context), rates)
+            return planning.expected_ms_per_token(plan, self.profile.table(context), rates)
         except ConfigError:
             return None
 
@@ -316,7 +219,7 @@ class Planner:
             "family": self.family,
             "temperature": temperature,
             "bucket": temperature_bucket(temperature),
-            "costs_ms": self.costs(),
+            "costs_ms": self.profile.table(),
             "acceptances": {f"{d}>{v}": asdict(e) for (d, v), e in sorted(self.acceptances(temperature).items())},
             "plan": str(decision.plan),
             "reason": decision.reason,
@@ -329,14 +232,3 @@ class Planner:
                 for a in decision.alternatives
             ],
         }
-
-
-def machine_key() -> str:
-    """What step times are valid for: processor, cores, GPU."""
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
-    return f"{platform.node()}/{platform.machine()}/{torch.get_num_threads()} threads/{gpu}"
-
-
-def runtime_key(model: LanguageModel) -> str:
-    """What computes a model's steps, and in which version."""
-    return f"{model.kind}-1/torch-{torch.__version__}"

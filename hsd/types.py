@@ -242,12 +242,13 @@ class Tokens:
     """New tokens of the reply, one event per round of the target.
 
     `text` never ends inside a UTF-8 character and never holds the beginning of a stop string; it may be empty while
-    the engine waits for the rest of either.
+    the engine waits for the rest of either. `seconds`: from the call to these tokens, as `ReplyStats.seconds` counts.
     """
 
     text: str
     ids: tuple[int, ...]
     provenance: tuple[str, ...]
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,6 +267,24 @@ class Finished:
 
 
 Event = Started | Tokens | Replanned | Finished
+
+
+@dataclass(frozen=True, slots=True)
+class Race:
+    """One prompt decoded plainly and by a plan, one after the other, each with caches of its own.
+
+    Args:
+        plain: the plain reply.
+        plan: the plan's reply; `stats.baseline` is "measured" unless one of the two was cut short.
+        plain_events, plan_events: their tokens as they came; `Tokens.seconds` lets them be shown at recorded speed.
+        same_ids: at temperature 0, whether both have the same token ids; None above it, and if one was cut short.
+    """
+
+    plain: Reply
+    plan: Reply
+    plain_events: tuple[Tokens, ...]
+    plan_events: tuple[Tokens, ...]
+    same_ids: bool | None
 
 
 @dataclass(frozen=True, slots=True)

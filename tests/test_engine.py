@@ -434,7 +434,7 @@ def test_auto_is_plain_decoding_where_no_draft_can_pay():
 
 def test_with_enough_positions_plans_are_compared_by_replay():
     one = engine(noise=0.02)
-    assert one.planner._replay([], None, one.planner.costs(), "high") == {}
+    assert one.planner._replay([], None, one.planner.profile.table(), "high") == {}
     for seed in range(6):
         params = SamplingParams(temperature=1.0, seed=seed, max_tokens=120, banned_ids=(tiny.END,))
         one.generate("hello", params, plan="tiny:2>big")
@@ -596,7 +596,7 @@ def test_a_slow_listener_is_not_charged_to_the_reply():
 def test_reading_a_prompt_is_no_sample_of_a_steps_cost():
     one = engine(count=2)
     one.generate([1] * 10, GREEDY, plan="big")
-    assert not one.planner._costs["big"].known(9) and one.planner._costs["big"].known(1)
+    assert not one.planner.profile._costs["big"].known(9) and one.planner.profile._costs["big"].known(1)
 
 
 def test_what_a_stop_string_cut_off_does_not_come_back():

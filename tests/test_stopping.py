@@ -63,7 +63,7 @@ def learned() -> hsd.Engine:
         params = SamplingParams(temperature=0, seed=seed, max_tokens=120, banned_ids=(tiny.END,))
         one.generate(f"hello {seed}", params, plan="medium:2>big")
         one.learn()
-    one.planner.measure()
+    one.planner.profile.measure()
     return one
 
 

@@ -1,0 +1,158 @@
+"""What the passes of a family take on this machine: measured, stored, restored, refreshed while the app runs."""
+
+from __future__ import annotations
+
+import itertools
+import platform
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from hsd.hierarchy import failed_pass
+from hsd.runtime import MAX_WIDTH, LanguageModel, Pass
+from hsd.runtime.costs import StepCosts
+from hsd.stats import CostRecord, Stats
+from hsd.types import LOOKUP
+
+LOOKUP_MS = 0.004
+"""Milliseconds charged for one proposal of the lookup level.
+
+Under 0.001 was measured at 32k tokens of context (proposing and appending); a little more, so that it is never free.
+"""
+
+
+class Profile:
+    """Step times of a family's models.
+
+    Args:
+        family: key under which they are kept.
+        models: name -> model, cheapest first, the target last.
+        stats: keeps them between two starts.
+    """
+
+    def __init__(self, family: str, models: Mapping[str, LanguageModel], stats: Stats) -> None:
+        self._family = family
+        self._models = models
+        self._stats = stats
+        self._target = list(models)[-1]
+        self._costs = {name: StepCosts(model) for name, model in models.items()}
+        self._in_turn = itertools.cycle(models)
+
+    @property
+    def measured(self) -> bool:
+        """Whether every model's costs are known at every width."""
+        return all(costs.known(1) and costs.known(MAX_WIDTH) for costs in self._costs.values())
+
+    @property
+    def knows_baseline(self) -> bool:
+        """Whether the target's plain step was ever timed."""
+        return self._costs[self._target].known(1)
+
+    def restore(self) -> None:
+        """Takes over the costs of an earlier run on this machine, as far as there are some."""
+        stored = self._stats.costs(machine_key(), self._family, **self._keys())
+        for name in self._models:
+            for width, ms in enumerate(stored.get(name, ()), 1):
+                self._costs[name].restore(0, width, ms)
+
+    def ages(self) -> dict[str, float]:
+        """Model -> seconds since the oldest of its stored step times was measured."""
+        return self._stats.cost_ages(machine_key(), self._family, **self._keys())
+
+    def ready(self, needed: bool) -> None:
+        """Measures what a reply needs to know beforehand: the target's plain step, and for `auto` every cost.
+
+        Raises:
+            ModelError: a pass failed.
+        """
+        if self.measured or (not needed and self.knows_baseline):
+            return
+        try:
+            if needed:
+                self.measure()
+            else:
+                self._costs[self._target].measure((1,), (0,))
+        except Exception as error:
+            raise failed_pass(self._target, error) from error
+
+    def measure(self, tell: Callable[[str], None] = lambda _: None, stop: Callable[[], bool] = lambda: False) -> None:
+        """Measures every model's step at every width and stores it; seconds."""
+        for name, costs in self._costs.items():
+            tell(name)
+            costs.measure(repeats=5 if not costs.known(1) else 2, stop=stop)
+        self.store()
+
+    def refresh(self, stop: Callable[[], bool] = lambda: False) -> None:
+        """Times a few plain steps of the target, and one model, in turn, at every width.
+
+        The baseline must not be older than what it is compared with, and a first measurement taken at a busy moment
+        must not last. `stop` is asked before every pass.
+        """
+        self._costs[self._target].measure((1,), (0,), repeats=3, stop=stop)
+        self._costs[next(self._in_turn)].measure(buckets=(0,), repeats=1, stop=stop)
+        self.store()
+
+    def learn(self, name: str, passes: Iterable[Pass]) -> None:
+        """Takes a reply's own passes into account."""
+        self._costs[name].add(passes)
+
+    def store(self) -> None:
+        """Keeps what was measured for the next start."""
+        device = str(self._models[self._target].device)
+        self._stats.record_costs(
+            CostRecord(
+                machine=machine_key(),
+                device=device,
+                family=self._family,
+                model=name,
+                dtype=model.dtype,
+                runtime=runtime_key(model),
+                context_tokens=128,
+                width_tokens=width,
+                median_ms=cost.ms,
+                spread_ms=cost.spread_ms,
+                samples=cost.samples,
+            )
+            for name, model in self._models.items()
+            for at, width, cost in self._costs[name].rows()
+            if at == 0
+        )
+
+    def plain_ms(self, contexts: Sequence[int]) -> float:
+        """Milliseconds of one plain step of the target at each of these context lengths, added up."""
+        costs = self._costs[self._target]
+        steps: dict[int, float] = {}
+        total = 0.0
+        for context in contexts:
+            place = context // 256
+            if place not in steps:
+                steps[place] = costs.cost(1, context).ms
+            total += steps[place]
+        return total
+
+    def table(self, context: int = 0) -> dict[str, list[float]]:
+        """Milliseconds at widths 1 to 16 for every level, the lookup first, the target last."""
+        return {LOOKUP: [LOOKUP_MS], **{name: self.widths(name, context) for name in self._costs}}
+
+    def widths(self, name: str, context: int = 0) -> list[float]:
+        """Milliseconds of one model at widths 1 to 16."""
+        return self._costs[name].table(context)
+
+    def _keys(self) -> dict[str, Any]:
+        return {
+            "device": str(self._models[self._target].device),
+            "dtype": {name: model.dtype for name, model in self._models.items()},
+            "runtime": {name: runtime_key(model) for name, model in self._models.items()},
+        }
+
+
+def machine_key() -> str:
+    """What step times are valid for: processor, cores, GPU."""
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
+    return f"{platform.node()}/{platform.machine()}/{torch.get_num_threads()} threads/{gpu}"
+
+
+def runtime_key(model: LanguageModel) -> str:
+    """What computes a model's steps, and in which version."""
+    return f"{model.kind}-1/torch-{torch.__version__}"

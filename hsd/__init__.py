@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from hsd.config import Family, load_families
     from hsd.engine import Engine
     from hsd.errors import ConfigError, HsdError, LoadError, ModelError, PromptError, StoreError
+    from hsd.machine import memory_fit
+    from hsd.memory import MemoryFit, ModelMemory
     from hsd.params import SamplingParams
     from hsd.paths import data_dir
     from hsd.types import (
@@ -40,6 +42,9 @@ _HOME = {
     "load_families": "hsd.config",
     "SamplingParams": "hsd.params",
     "data_dir": "hsd.paths",
+    "memory_fit": "hsd.machine",
+    "MemoryFit": "hsd.memory",
+    "ModelMemory": "hsd.memory",
     **dict.fromkeys(("ConfigError", "HsdError", "LoadError", "ModelError", "PromptError", "StoreError"), "hsd.errors"),
     **dict.fromkeys(
         (
@@ -74,7 +79,9 @@ __all__ = [
     "LevelStats",
     "LoadError",
     "LoadProgress",
+    "MemoryFit",
     "ModelError",
+    "ModelMemory",
     "Plan",
     "PromptError",
     "Race",
@@ -89,6 +96,7 @@ __all__ = [
     "__version__",
     "data_dir",
     "load_families",
+    "memory_fit",
     "planning",
 ]
 

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.metadata
 import os
 import platform
 import shutil
-from pathlib import Path
 from typing import Any
 
 import psutil
 
-from hsd.config import Family, ModelSpec, default_path
+from hsd.config import Family, default_path, find_family
+from hsd.loading.cache import hub_folder, on_disk
+from hsd.loading.estimate import GB
+from hsd.loading.estimate import fit as fit_in
+from hsd.loading.place import place_of, sharing
+from hsd.memory import MemoryFit
 from hsd.paths import data_dir as data_folder
 
 _PACKAGES = ("torch", "transformers", "bitsandbytes", "accelerate", "gradio", "sqlite-utils")
@@ -37,7 +42,7 @@ def report(data_dir: str | os.PathLike[str] | None = None) -> dict[str, Any]:
         "data folder": str(folder),
         "disk": f"{disk.free / 1e9:.1f} GB free",
         "models.yaml": str(default_path()),
-        "model cache": str(_hub_folder()),
+        "model cache": str(hub_folder()),
     }
     advice = []
     if not gpus:
@@ -53,15 +58,44 @@ def report(data_dir: str | os.PathLike[str] | None = None) -> dict[str, Any]:
     return {"facts": facts, "gpus": gpus, "advice": advice}
 
 
+def memory_fit(
+    family: Family | str,
+    device: str = "auto",
+    *,
+    dtype: str | None = None,
+    config: str | os.PathLike[str] | None = None,
+    also_free_gb: float = 0.0,
+) -> MemoryFit:
+    """Whether a family fits the memory of its device, and what would be left out to make it fit. Loads nothing.
+
+    Imports torch when it is first called (seconds), and on a machine without a GPU measures once how fast memory is
+    read (about 0.2 s): call it outside of a page's own thread.
+
+    Args:
+        family: a family, or its name in `models.yaml`.
+        device: "auto" or a torch device that overrides the file's.
+        dtype: overrides the file's dtypes.
+        config: path of another models.yaml, for a name.
+        also_free_gb: memory of the device that will have been given back by then: `engine.info.memory.needed_gb` of
+            an engine that is closed first.
+
+    Raises:
+        ConfigError: no such family, or no such device.
+    """
+    if isinstance(family, str):
+        family = find_family(family, config)
+    at, beside = sharing(family, device)
+    place = place_of(at)
+    if also_free_gb:
+        place = dataclasses.replace(place, free=min(place.free + also_free_gb * GB, place.total))
+    return fit_in(beside, place, dtype)
+
+
 def fit(family: Family) -> dict[str, Any]:
     """A family's line in `hsd families`, as plain values."""
     missing = [m.name for m in family.models if not on_disk(m)]
-    free = free_memory_gb()
-    wanted = family.memory_gb
-    if not wanted:
-        fits = "memory not stated"
-    else:
-        fits = f"wants {wanted:g} GB, {free:.1f} free: {'fits' if wanted <= free else 'does not fit'}"
+    memory = memory_fit(family)
+    download = f", about {memory.download_gb:.1f} GB" if memory.download_gb else ""
     return {
         "name": family.name,
         "title": family.title,
@@ -70,34 +104,18 @@ def fit(family: Family) -> dict[str, Any]:
         "context": family.context,
         "license": family.license,
         "missing": missing,
-        "on_disk": "on disk" if not missing else f"to download: {', '.join(missing)}",
-        "memory_gb": wanted,
-        "free_gb": round(free, 1),
-        "fits": fits,
+        "on_disk": "on disk" if not missing else f"to download: {', '.join(missing)}{download}",
+        "download_gb": round(memory.download_gb, 1),
+        "memory_gb": family.memory_gb or round(memory.needed_gb, 1),
+        "needed_gb": round(memory.needed_gb, 2),
+        "free_gb": round(memory.free_gb, 1),
+        "total_gb": round(memory.total_gb, 1),
+        "device": memory.device,
+        "fits": memory.verdict,
+        "dropped": dict(memory.dropped),
+        "fit_context": memory.context,
+        "seconds_per_token": memory.seconds_per_token,
     }
-
-
-def free_memory_gb() -> float:
-    """Free memory where models would be loaded: the largest GPU's, else the machine's."""
-    gpus = _gpus()
-    return max(g["free_gb"] for g in gpus) if gpus else psutil.virtual_memory().available / 1e9
-
-
-def on_disk(spec: ModelSpec) -> bool:
-    """Whether a model can be loaded without a network."""
-    if spec.path.startswith("builtin:"):
-        name = spec.path.removeprefix("builtin:")
-        return (Path(__file__).parent / "builtin" / "weights" / name / "config.json").is_file()
-    if spec.path.startswith((".", "/", "~")):
-        return (Path(spec.path).expanduser() / "config.json").is_file()
-    snapshots = _hub_folder() / f"models--{spec.path.replace('/', '--')}" / "snapshots"
-    return any(snapshots.glob("*/config.json")) and any(snapshots.glob("*/*.safetensors"))
-
-
-def _hub_folder() -> Path:
-    if os.environ.get("HF_HUB_CACHE"):
-        return Path(os.environ["HF_HUB_CACHE"])
-    return Path(os.environ.get("HF_HOME", Path.home() / ".cache" / "huggingface")) / "hub"
 
 
 def _gpus() -> list[dict[str, Any]]:

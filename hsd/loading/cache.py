@@ -1,0 +1,88 @@
+"""Where a model lies on this disk, and what of it is missing there. No network, no torch."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+from hsd.config import ModelSpec
+
+
+def hub_folder() -> Path:
+    """The hub client's cache, where it would put it."""
+    if os.environ.get("HF_HUB_CACHE"):
+        return Path(os.environ["HF_HUB_CACHE"]).expanduser()
+    home = os.environ.get("HF_HOME") or os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "huggingface")
+    return Path(home).expanduser() / "hub"
+
+
+def is_local(spec: ModelSpec) -> bool:
+    """Whether the path names a folder, not a model of the hub."""
+    return spec.path.startswith(("builtin:", ".", "/", "~"))
+
+
+def folder_of(spec: ModelSpec) -> Path | None:
+    """The folder with a model's config.json, if there is one on this disk."""
+    folder = local_folder(spec) if is_local(spec) else snapshot(spec)
+    return folder if folder is not None and (folder / "config.json").is_file() else None
+
+
+def local_folder(spec: ModelSpec) -> Path:
+    """Where a model that is no hub name should lie."""
+    if spec.path.startswith("builtin:"):
+        return Path(__file__).parents[1] / "builtin" / "weights" / spec.path.removeprefix("builtin:")
+    return Path(spec.path).expanduser()
+
+
+def snapshot(spec: ModelSpec) -> Path | None:
+    """The hub's snapshot of the wanted revision, as far as it was downloaded."""
+    store = hub_folder() / f"models--{spec.path.replace('/', '--')}"
+    revision = spec.revision or "main"
+    try:
+        commit = (store / "refs" / revision).read_text(encoding="utf-8").strip()
+    except OSError:
+        commit = revision  # a commit is its own name
+    folder = store / "snapshots" / commit
+    return folder if folder.is_dir() else None
+
+
+def missing_files(folder: Path) -> list[str]:
+    """Files without which the model in this folder cannot be loaded."""
+    if not (folder / "config.json").is_file():
+        return ["config.json"]
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        try:
+            wanted = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        except (OSError, ValueError, KeyError, AttributeError, TypeError):
+            return [index.name]
+        return [name for name in wanted if not (folder / name).is_file()]
+    return [] if any(folder.glob("*.safetensors")) else ["model.safetensors"]
+
+
+def on_disk(spec: ModelSpec) -> bool:
+    """Whether a model can be loaded without a network."""
+    folder = folder_of(spec)
+    return folder is not None and not missing_files(folder)
+
+
+def damage(folder: Path) -> str | None:
+    """What is wrong with the weights of a folder, in words with the numbers, by their headers; None if nothing is.
+
+    A safetensors file begins with the length of its header, which says where every tensor ends.
+    """
+    for file in sorted(folder.glob("*.safetensors")):
+        size = file.stat().st_size
+        try:
+            with file.open("rb") as stream:
+                length = int.from_bytes(stream.read(8), "little")
+                if not 0 < length <= min(size, 100_000_000):
+                    return f"{file.name} is no safetensors file, or was cut off ({size:,} bytes)"
+                header = json.loads(stream.read(length))
+            end = max((entry["data_offsets"][1] for k, entry in header.items() if k != "__metadata__"), default=0)
+        except (OSError, ValueError, KeyError, TypeError):
+            return f"{file.name} cannot be read: its header is damaged"
+        if size != 8 + length + end:
+            return f"{file.name} has {size:,} bytes where its header wants {8 + length + end:,}"
+    return None

@@ -1,0 +1,185 @@
+"""How large a model is by its configuration alone: what is counted, not what is loaded.
+
+The configuration comes from the model's folder, from the hub's cache, or, for models that are not on this disk, from
+`published.yaml`. Reads no weights and imports no torch.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from hsd.config import ModelSpec
+from hsd.loading.cache import folder_of
+
+# What transformers' configuration classes fill in where config.json is silent.
+_TIED = {"qwen3": False, "qwen2": False, "llama": False, "mistral": False, "gemma3_text": True}
+_HEAD_DIM = {"qwen3": 128, "gemma3_text": 256}
+_VISION = {
+    **{"model_type": "siglip_vision_model", "hidden_size": 1152, "intermediate_size": 4304, "num_hidden_layers": 27},
+    **{"num_attention_heads": 16, "image_size": 896, "patch_size": 14, "vision_use_head": False},
+}
+"""The vision part of Gemma 3's larger models, which is not loaded here but stands in their files."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """Numbers of parameters, and what the caches of a model depend on.
+
+    Args:
+        embedding: rows of the input embedding times their width; the head too where both are one.
+        head: a head of its own, else 0.
+        linear: weights of the linear layers between them: what bitsandbytes quantizes.
+        rows: output rows of those layers: int8 keeps one scale for each.
+        other: norms and biases.
+        vision: weights in the files that are not loaded.
+        layers, heads, kv_heads, head_dim, hidden, intermediate: as in config.json.
+        vocab: rows of the embedding.
+        positions: longest sequence the model was made for; 0 where nothing is said.
+        exact: False where `linear` was guessed from the size of the files.
+    """
+
+    embedding: int
+    head: int
+    linear: int
+    rows: int
+    other: int
+    vision: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    hidden: int
+    intermediate: int
+    vocab: int
+    positions: int
+    exact: bool = True
+
+    @property
+    def parameters(self) -> int:
+        """All that is loaded."""
+        return self.embedding + self.head + self.linear + self.other
+
+
+def shape_of(spec: ModelSpec) -> Shape | None:
+    """A model's shape, from its folder or from what is published; None where neither says."""
+    folder = folder_of(spec)
+    if folder is not None:
+        try:
+            config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+            return counted(config) or _by_files(config, folder)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return None  # loading it will say what is wrong with it
+    config = published().get(spec.path)
+    return None if config is None else counted(config)
+
+
+@functools.cache
+def published() -> dict[str, dict[str, Any]]:
+    """Hub name -> what its config.json says about its size, and `parameters` as published."""
+    data = yaml.safe_load((Path(__file__).parent / "published.yaml").read_text(encoding="utf-8"))
+    keys = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
+    out = {}
+    for name, (kind, *row) in data["models"].items():
+        numbers, rest = row[: len(keys)], row[len(keys) :]
+        config = {**data["kinds"][kind], **dict(zip(keys, numbers, strict=True)), "parameters": rest[0]}
+        config.setdefault("tie_word_embeddings", "untied" not in rest)
+        for extra in rest[1:]:
+            config |= extra if isinstance(extra, dict) else {}
+        if config["model_type"] == "gemma3":
+            config = {
+                "model_type": "gemma3",
+                "parameters": config.pop("parameters"),
+                "vision_config": dict(_VISION),
+            } | {"text_config": {**config, "model_type": "gemma3_text"}}
+        out[name] = config
+    return out
+
+
+def counted(config: Mapping[str, Any]) -> Shape | None:
+    """Counts a configuration of a known shape; None for others."""
+    text = {**config, **(config.get("text_config") or {})}
+    kind = text["model_type"]
+    if kind not in _TIED:
+        return None
+    hidden, inner, layers = (text[k] for k in ("hidden_size", "intermediate_size", "num_hidden_layers"))
+    heads, vocab = text["num_attention_heads"], text["vocab_size"]
+    kv = text.get("num_key_value_heads") or heads
+    head_dim = text.get("head_dim") or _HEAD_DIM.get(kind) or hidden // heads
+    queries, keys = heads * head_dim, kv * head_dim
+    linear = layers * (hidden * (queries + 2 * keys) + queries * hidden + 3 * hidden * inner)
+    norms = (4 if kind == "gemma3_text" else 2) * hidden
+    if kind in ("qwen3", "gemma3_text"):
+        norms += 2 * head_dim
+    bias = 0
+    if kind == "qwen2" or text.get("attention_bias"):
+        bias += queries + 2 * keys
+    if text.get("attention_bias") and kind != "qwen2":
+        bias += hidden
+    if text.get("mlp_bias"):
+        bias += 2 * inner + hidden
+    tied = text.get("tie_word_embeddings")
+    return Shape(
+        embedding=vocab * hidden,
+        head=0 if (_TIED[kind] if tied is None else tied) else vocab * hidden,
+        linear=linear,
+        rows=layers * (queries + 2 * keys + 2 * hidden + 2 * inner),
+        other=layers * (norms + bias) + hidden,
+        vision=_vision(config.get("vision_config"), hidden),
+        layers=layers,
+        heads=heads,
+        kv_heads=kv,
+        head_dim=head_dim,
+        hidden=hidden,
+        intermediate=inner,
+        vocab=vocab,
+        positions=int(text.get("max_position_embeddings") or 0),
+    )
+
+
+def _vision(config: Mapping[str, Any] | None, text_hidden: int) -> int:
+    """Parameters of Gemma 3's picture encoder and of what leads from it to the text: in the files, not in memory."""
+    if not config:
+        return 0
+    given = {**_VISION, **config}
+    hidden, inner, layers = given["hidden_size"], given["intermediate_size"], given["num_hidden_layers"]
+    patches = (given["image_size"] // given["patch_size"]) ** 2
+    attention, mlp = 4 * (hidden * hidden + hidden), 2 * hidden * inner + inner + hidden
+    embeddings = 3 * given["patch_size"] ** 2 * hidden + hidden + patches * hidden
+    return layers * (attention + mlp + 4 * hidden) + 2 * hidden + embeddings + hidden * text_hidden + hidden
+
+
+def _by_files(config: Mapping[str, Any], folder: Path) -> Shape | None:
+    """A shape of an unknown kind: what the files weigh, less the embeddings, counts as linear layers."""
+    text = {**config, **(config.get("text_config") or {})}
+    size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    wide = 4 if "32" in str(config.get("dtype") or config.get("torch_dtype") or "float32") else 2
+    hidden, layers, vocab = (int(text.get(k) or 0) for k in ("hidden_size", "num_hidden_layers", "vocab_size"))
+    heads = int(text.get("num_attention_heads") or 1)
+    if not size:
+        return None
+    parameters = size // wide
+    embedding = min(vocab * hidden, parameters)
+    return Shape(
+        embedding=embedding,
+        head=0,
+        linear=parameters - embedding,
+        rows=0,
+        other=0,
+        vision=0,
+        layers=layers,
+        heads=heads,
+        kv_heads=int(text.get("num_key_value_heads") or heads),
+        head_dim=int(text.get("head_dim") or hidden // heads),
+        hidden=hidden,
+        intermediate=int(text.get("intermediate_size") or 4 * hidden),
+        vocab=vocab,
+        positions=int(text.get("max_position_embeddings") or 0),
+        exact=False,
+    )

@@ -12,9 +12,22 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hsd.bench.prompts import PROMPTS
-from hsd.builtin import DATA, MODELS, WEIGHTS, own, persona, stages, sums, tokenizer, train, weights_dir
+from hsd.builtin import (
+    DATA,
+    MODELS,
+    WEIGHTS,
+    own,
+    persona,
+    questions,
+    stages,
+    sums,
+    tokenizer,
+    train,
+    weights_dir,
+)
 from hsd.builtin.conversation import as_messages, conversation, held_out
 from hsd.builtin.distill import overlap, soften
+from hsd.builtin.lines import rows
 from hsd.builtin.loop import Learner, Settings, mean_loss
 from hsd.builtin.loop import train as run
 from hsd.builtin.mixture import Mixture, Shares
@@ -121,7 +134,7 @@ def test_a_broken_data_line_is_named(tmp_path):
     bad = tmp_path / "bad.jsonl"
     bad.write_text('{"turns": []}\nno json\n')
     with pytest.raises(HsdError, match=r"bad\.jsonl:2"):
-        own._rows(bad)
+        rows(bad, {"turns"})
 
 
 def test_held_out_questions_are_never_trained_on():
@@ -206,7 +219,9 @@ def small_run(folder: Path, kill_at: int | None = None) -> dict[str, torch.Tenso
     def judge(model: torch.nn.Module) -> dict[str, float]:
         if kill_at is not None:
             raise Killed
-        return {"held out": mean_loss(model, list(padded(tokenizer.encode(own.read_held_out()[:4], learnt), 4, 64)))}
+        return {
+            "held out": mean_loss(model, list(padded(tokenizer.encode(questions.read_replies()[:4], learnt), 4, 64)))
+        }
 
     settings = Settings(steps=8, rows=2, length=32, save_every=2, judge_every=kill_at or 8)
     run({"large": learner}, stream, settings, folder / "target.pt", judge=judge, say=lambda line: None)
@@ -239,7 +254,7 @@ def test_a_missing_corpus_is_one_sentence(tmp_path, capsys):
 
 
 def test_held_out_loss_falls_from_draft_to_target(tok):
-    batches = list(padded(tokenizer.encode(own.read_held_out(), tok), 8, 256))
+    batches = list(padded(tokenizer.encode(questions.read_replies(), tok), 8, 256))
     losses = []
     for name in MODELS:
         model = AutoModelForCausalLM.from_pretrained(weights_dir(name), dtype=torch.float32)

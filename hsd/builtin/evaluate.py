@@ -1,106 +1,197 @@
-"""Judge the stored family: `python -m hsd.builtin.evaluate [--corpus DIR]`. Prints what the card says.
+"""Judge a stored family on what it never saw: `python -m hsd.builtin.evaluate`. Prints the figures of its card.
 
-Held-out loss per model, replies of the target to held-out questions, and how often each model would be accepted by
-each larger one on the target's own replies. With a corpus there are more texts to judge on.
+Right commands and facts, replies that end, perplexity, and how often each model would be accepted by each larger one.
+With a corpus there are held-out pages and dialogues to judge on.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections import defaultdict
-from difflib import SequenceMatcher
-from itertools import combinations
+import json
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from random import Random
+from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, LlamaForCausalLM, PreTrainedTokenizerFast
+from tqdm import tqdm
 
-from hsd.builtin import MODELS, WEIGHTS, own, tokenizer
-from hsd.builtin.conversation import Conversation
-from hsd.builtin.distill import overlap
-from hsd.builtin.loop import mean_loss
+from hsd.builtin import MODELS, WEIGHTS, judging, questions, stored, tokenizer
+from hsd.builtin.conversation import Conversation, conversation
 from hsd.builtin.mixture import Mixture
-from hsd.builtin.replies import prompt_ids, sample
-from hsd.builtin.stream import Encoded, padded
+from hsd.builtin.replies import Reply, answer
+from hsd.errors import HsdError
 
-PROMPTS = 160  # at most so many are answered
+PARTS: tuple[str, ...] = ("replies", "perplexity", "acceptance")
+PROMPTS = 200  # replies that endings are counted on
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the models are asked: all of it, or every few where it must be quick."""
+
+    commands: list[questions.CommandQuestion]
+    facts: list[questions.FactQuestion]
+    known: list[tuple[Conversation, questions.CommandQuestion]]
+    sets: dict[str, list[Conversation]]
+
+    @classmethod
+    def of(cls, corpus: Path | None, every: int) -> Asked:
+        mixture = Mixture(corpus)
+        rng = Random("known tasks")
+        known = [(howto.play(rng), howto.task.command) for howto in mixture.howtos]
+        return cls(
+            commands=questions.read_commands()[::every],
+            facts=questions.read_facts()[::every],
+            known=[(t, questions.CommandQuestion(t[0].content, (c,))) for t, c in known][:: 2 * every],
+            sets={name: found[::every] for name, found in mixture.held_out().items()},
+        )
+
+    def prompts(self) -> list[Conversation]:
+        """Held-out prompts of all kinds, for acceptance."""
+        alone = [q.asked for q in self.commands[::4]] + [q.asked for q in self.facts[::2]]
+        return (
+            [conversation(text) for text in alone] + self.sets["unseen questions"] + self.sets.get("dialogues", [])[:24]
+        )
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Print all figures as Markdown tables."""
-    p = argparse.ArgumentParser(prog="python -m hsd.builtin.evaluate", description=__doc__)
-    p.add_argument("--corpus", type=Path, help="folder with the text; without it only the package's own questions")
-    p.add_argument("--weights", type=Path, default=WEIGHTS)
-    a = p.parse_args(arguments)
-    tok = tokenizer.load(a.weights / MODELS[-1])
-    models = {name: AutoModelForCausalLM.from_pretrained(a.weights / name, dtype=torch.float32) for name in MODELS}
-    sets = Mixture(a.corpus).held_out()
-    print_losses(models, tok, sets)
-    print_replies(models, tok)
-    questions = [turns for found in sets.values() for turns in found[: PROMPTS // len(sets)]]
-    print_endings(models[MODELS[-1]], tok, questions)
-    for temperature in (0.0, 0.7):
-        print_acceptance(models, tok, questions, temperature)
+    """Print all figures as Markdown tables, or as one JSON object. Returns the exit status."""
+    a = parser().parse_args(arguments)
+    if a.threads:
+        torch.set_num_threads(a.threads)
+    try:
+        found = evaluate(a.weights, a.corpus, a.models, a.parts, 5 if a.quick else 1, a.replies)
+    except HsdError as error:
+        print(error, file=sys.stderr)
+        return 1
+    for line in lines(found):
+        print(line)
+    if a.json:
+        print(json.dumps(found))
     return 0
 
 
-def print_losses(
-    models: dict[str, LlamaForCausalLM], tok: PreTrainedTokenizerFast, sets: dict[str, list[Conversation]]
-) -> None:
-    """Held-out loss in nats per token of the assistant's text, a row per model."""
-    batches = {name: list(padded(tokenizer.encode(found, tok), 16, 512)) for name, found in sets.items()}
-    print("| model | " + " | ".join(batches) + " |\n" + "|---" * (len(batches) + 1) + "|")
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    p = argparse.ArgumentParser(prog="python -m hsd.builtin.evaluate", description=__doc__)
+    p.add_argument("--corpus", type=Path, help="folder with the text; without it no held-out pages and dialogues")
+    p.add_argument("--weights", type=Path, default=WEIGHTS, help="folder of the family")
+    p.add_argument("--models", nargs="+", choices=MODELS, default=MODELS, help="which models, cheapest first")
+    p.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
+    p.add_argument("--quick", action="store_true", help="every fifth question")
+    p.add_argument("--replies", type=Path, help="file for every question with its replies, to be read")
+    p.add_argument("--threads", type=int, help="CPU threads")
+    p.add_argument("--json", action="store_true", help="one JSON object on the last line")
+    return p
+
+
+def evaluate(
+    weights: Path,
+    corpus: Path | None,
+    names: list[str],
+    parts: list[str],
+    every: int = 1,
+    replies: Path | None = None,
+) -> dict[str, Any]:
+    """All figures of a family.
+
+    Raises:
+        HsdError: a model is not there, or the corpus is not.
+    """
+    missing = [name for name in names if not (weights / name / "config.json").is_file()]
+    if missing:
+        raise HsdError(f"{weights} holds no model '{missing[0]}'.", "Give the family's folder by --weights.")
+    begun = time.perf_counter()
+    asked = Asked.of(corpus, every)
+    tok = tokenizer.load(weights / names[-1])
+    models = {name: stored.load(weights / name) for name in names}
+    found: dict[str, Any] = {"models": {n: {"parameters": m.num_parameters()} for n, m in models.items()}}
+    said: dict[str, list[tuple[str, Reply]]] = {}
     for name, model in models.items():
-        print(f"| {name} | " + " | ".join(f"{mean_loss(model, found):.3f}" for found in batches.values()) + " |")
+        if "perplexity" in parts:
+            found["models"][name]["perplexity"] = judging.perplexity(model, tok, asked.sets)
+        if "replies" in parts:
+            figures, said[name] = _replies(partial(answer, model, tok, temperature=0), asked)
+            found["models"][name].update(figures)
+    if "acceptance" in parts and len(models) > 1:
+        for temperature in (0.0, 0.7):
+            tqdm.write(f"acceptance at T = {temperature}", file=sys.stderr)
+            found.setdefault("acceptance", {})[str(temperature)] = judging.acceptance(
+                models, tok, asked.prompts(), temperature
+            )
+    if replies is not None:
+        replies.write_text(_readable(said), encoding="utf-8")
+    found["seconds"] = time.perf_counter() - begun
+    return found
 
 
-def print_replies(models: dict[str, LlamaForCausalLM], tok: PreTrainedTokenizerFast) -> None:
-    """Greedy replies to the held-out questions: exact matches and mean edit similarity, per model."""
-    known = own.read_held_out()
-    for name, model in models.items():
-        found = [reply_to(model, tok, turns) for turns in known]
-        pairs = [(reply, turns[-1].content) for reply, turns in zip(found, known, strict=True)]
-        exact = sum(reply == wanted for reply, wanted in pairs)
-        similar = sum(SequenceMatcher(None, reply, wanted).ratio() for reply, wanted in pairs) / len(pairs)
-        print(f"\n{name}: {exact} of {len(pairs)} held-out questions answered exactly, edit similarity {similar:.2f}")
-        if name == MODELS[-1]:
-            for turns, reply in zip(known, found, strict=True):
-                print(f"- {turns[0].content}\n  > {reply!r}")
+def _replies(
+    speak: Callable[[list[Conversation]], list[Reply]], asked: Asked
+) -> tuple[dict[str, Any], list[tuple[str, Reply]]]:
+    """Greedy replies of one model: figures, and the replies beside what was asked."""
+    alone = [conversation(text) for text in (*(q.asked for q in asked.commands), *(q.asked for q in asked.facts))]
+    known = [turns[:1] for turns, _ in asked.known]
+    dialogues = asked.sets.get("dialogues", [])[:50]
+    made = speak([*alone, *known, *dialogues])
+    cut = len(asked.commands)
+    texts = [reply.text for reply in made]
+    figures = {
+        "commands": judging.commands(texts[:cut], asked.commands),
+        "facts": judging.facts(texts[cut : len(alone)], asked.facts),
+        "known": judging.commands(texts[len(alone) : len(alone) + len(known)], [q for _, q in asked.known]),
+    }
+    mixed = [*made[:cut:2], *made[cut : len(alone)], *made[len(alone) + len(known) :], *made[1:cut:2]][:PROMPTS]
+    ended = sum(reply.ended for reply in mixed)
+    figures["endings"] = {"replies": len(mixed), "ended": ended / len(mixed)}
+    return figures, list(zip([t[0].content for t in alone], made, strict=False))
 
 
-def reply_to(model: LlamaForCausalLM, tok: PreTrainedTokenizerFast, turns: Conversation) -> str:
-    """Greedy reply to one conversation whose last turn is the expected reply."""
-    ((ids, _),) = sample(model, tok, [turns], temperature=0)
-    return str(tok.decode(ids[len(prompt_ids(turns, tok)) :].tolist(), skip_special_tokens=True))
+def _readable(said: dict[str, list[tuple[str, Reply]]]) -> str:
+    return "\n".join(
+        json.dumps({"model": name, "asked": asked, "reply": reply.text, "ended": reply.ended}, ensure_ascii=False)
+        for name, pairs in said.items()
+        for asked, reply in pairs
+    )
 
 
-def print_endings(model: LlamaForCausalLM, tok: PreTrainedTokenizerFast, questions: list[Conversation]) -> None:
-    """How many greedy replies end by themselves within 128 tokens."""
-    replies = sample(model, tok, questions, temperature=0)
-    ended = sum(int(ids[-1]) == model.config.eos_token_id for ids, _ in replies)
-    print(f"\n{ended} of {len(replies)} greedy replies end by themselves within 128 tokens")
+def lines(found: dict[str, Any]) -> list[str]:
+    """The figures as Markdown tables."""
+    out: list[str] = []
+    rows = found["models"]
+    if any("commands" in row for row in rows.values()):
+        out += ["| model | right command, exact | edit similarity ≥ 0.9 | app: all key facts | known tasks | ended |"]
+        out += ["|---|---|---|---|---|---|"]
+        for name, row in rows.items():
+            c, f, k, e = row["commands"], row["facts"], row["known"], row["endings"]
+            out.append(
+                f"| {name} | {_part(c, 'exact')} | {_part(c, 'similar')} | {_part(f, 'right')} | {_part(k, 'similar')} "
+                f"| {round(e['ended'] * e['replies'])} of {e['replies']} |"
+            )
+    if any("perplexity" in row for row in rows.values()):
+        sets = next(iter(rows.values()))["perplexity"]
+        out += ["", "| perplexity | " + " | ".join(sets) + " |", "|---" * (len(sets) + 1) + "|"]
+        out += [
+            f"| {n} | " + " | ".join(f"{v:.2f}" for v in row["perplexity"].values()) + " |" for n, row in rows.items()
+        ]
+    for temperature, table in found.get("acceptance", {}).items():
+        names = list(rows)
+        out += ["", f"Acceptance at T = {temperature}, {table['positions']} tokens", ""]
+        out += ["| draft | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
+        for draft in ("lookup", *names[:-1]):
+            cells = (f"{table['pairs'][f'{draft}>{v}']:.3f}" if f"{draft}>{v}" in table["pairs"] else "" for v in names)
+            out.append(f"| {draft} | " + " | ".join(cells) + " |")
+    return [*out, "", f"{found['seconds']:.0f} s"]
 
 
-@torch.no_grad()
-def print_acceptance(
-    models: dict[str, LlamaForCausalLM], tok: PreTrainedTokenizerFast, questions: list[Conversation], temperature: float
-) -> None:
-    """Mean over the target's own replies of the chance that the larger model accepts the smaller one's token."""
-    replies: Encoded = sample(models[MODELS[-1]], tok, questions, temperature=temperature, seed=1)
-    sums: dict[tuple[str, str], float] = defaultdict(float)
-    count = 0.0
-    for batch in padded(replies, 8, 512):
-        said = batch.weights.bool()
-        logits = {name: model(input_ids=batch.ids).logits[said] for name, model in models.items()}
-        count += float(said.sum())
-        for draft, verifier in combinations(models, 2):
-            sums[draft, verifier] += float(overlap(logits[draft], logits[verifier], temperature).sum())
-    print(f"\nacceptance at T = {temperature}, over {count:.0f} tokens")
-    print("| draft | " + " | ".join(MODELS[1:]) + " |" + "\n" + "|---" * len(MODELS) + "|")
-    for draft in MODELS[:-1]:
-        cells = (f"{sums[draft, v] / count:.3f}" if (draft, v) in sums else "" for v in MODELS[1:])
-        print(f"| {draft} | " + " | ".join(cells) + " |")
+def _part(figures: dict[str, float], key: str) -> str:
+    count = int(figures["questions"])
+    return f"{round(figures[key] * count)} of {count}"
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -12,7 +12,7 @@ from pathlib import Path
 from random import Random
 from typing import TypeVar
 
-from hsd.builtin import DATA, own, persona, sums
+from hsd.builtin import DATA, own, persona, questions, sums
 from hsd.builtin.conversation import Conversation, Turn, conversation, held_out
 from hsd.builtin.phrasing import HELD_OUT_FRAME, NEXT, WHAT_IS, answer, ask, careless, question, what_is
 from hsd.builtin.tldr import Page, Task, read_pages
@@ -65,12 +65,10 @@ class Mixture:
 
     @cached_property
     def _forbidden(self) -> frozenset[str]:
-        """Held-out questions, and the prompts of the benchmark (a copy: the benchmark is no part of training)."""
-        never = (DATA / "never_asked.txt").read_text(encoding="utf-8").splitlines()
-        return frozenset(map(_plain, [*never, *(turns[0].content for turns in own.read_held_out())]))
+        return frozenset(map(questions.plain, questions.never_trained()))
 
     def _is_forbidden(self, turns: Conversation) -> bool:
-        return any(_plain(turn.content) in self._forbidden for turn in turns if turn.role == "user")
+        return any(questions.plain(turn.content) in self._forbidden for turn in turns if turn.role == "user")
 
     def round(self, number: int) -> list[Conversation]:
         """The conversations of one round, in the order in which they are trained on."""
@@ -92,7 +90,7 @@ class Mixture:
             "known tasks": known,
             "unseen pages": [_asked(task, rng) for page in self.held_out_pages for task in page.tasks[:3]],
             "dialogues": [turns for turns, _ in self.held_out_dialogues],
-            "unseen questions": own.read_held_out(),
+            "unseen questions": questions.read_replies(),
         }
         return {name: found for name, found in sets.items() if found}
 
@@ -154,7 +152,3 @@ def _join(short: list[Conversation], rng: Random) -> Iterator[Conversation]:
         held = ()
     if held:
         yield held
-
-
-def _plain(text: str) -> str:
-    return "".join(letter for letter in text.lower() if letter.isalnum())

@@ -7,14 +7,12 @@ others         one conversation a line: turns of {"asked": [one of these], "repl
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
-from pathlib import Path
 from random import Random
-from typing import Any
 
 from hsd.builtin import DATA
 from hsd.builtin.conversation import Conversation, conversation
+from hsd.builtin.lines import rows
 from hsd.builtin.phrasing import FRAMES, WITH_PROGRAM, answer, ask, careless
 from hsd.builtin.tldr import Task
 from hsd.errors import HsdError
@@ -62,7 +60,7 @@ def read_scripts(name: str) -> list[Script]:
         HsdError: a line is not what the module's text says.
     """
     scripts = []
-    for where, row in _rows(DATA / f"{name}.jsonl"):
+    for where, row in rows(DATA / f"{name}.jsonl", {"turns"}):
         turns = row.get("turns")
         if not turns or any(not turn.get("asked") or not turn.get("reply") for turn in turns):
             raise HsdError(f"{where}: every turn needs 'asked' and 'reply'.", "See hsd/builtin/own.py for the form.")
@@ -73,23 +71,6 @@ def read_scripts(name: str) -> list[Script]:
 def read_howtos() -> list[HowTo]:
     """The hand-written tasks of `howto.jsonl`, all of rank 0."""
     howtos = []
-    for where, row in _rows(DATA / "howto.jsonl"):
-        if set(row) != {"program", "wish", "command", "asked"}:
-            raise HsdError(f"{where}: a task has program, wish, command and asked.", "See hsd/builtin/own.py.")
+    for _, row in rows(DATA / "howto.jsonl", {"program", "wish", "command", "asked"}):
         howtos.append(HowTo(Task(row["program"], row["wish"], row["command"], 0), tuple(row["asked"])))
     return howtos
-
-
-def read_held_out() -> list[Conversation]:
-    """Hand-written questions with answers that training never sees."""
-    return [conversation(row["asked"], row["reply"]) for _, row in _rows(DATA / "held_out.jsonl")]
-
-
-def _rows(path: Path) -> list[tuple[str, dict[str, Any]]]:
-    rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        try:
-            rows.append((f"{path.name}:{number}", json.loads(line)))
-        except json.JSONDecodeError as error:
-            raise HsdError(f"{path.name}:{number} is not JSON: {error.msg}.", "Mend that line.") from error
-    return rows

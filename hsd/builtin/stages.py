@@ -17,7 +17,7 @@ from hsd.builtin.loop import Learner, Settings, mean_loss, train
 from hsd.builtin.mixture import Mixture
 from hsd.builtin.models import SHAPES, Shape, build
 from hsd.builtin.optim import Rates
-from hsd.builtin.replies import sample
+from hsd.builtin.replies import answer, encoded
 from hsd.builtin.stream import Encoded, Rounds, Stream, padded
 from hsd.errors import HsdError
 
@@ -133,7 +133,7 @@ def _draft_stream(work: Work) -> Stream:
 
     def answered(number: int) -> Encoded:
         asked = work.mixture.round(FIRST_ASKED + number)[: work.asked]
-        found = sample(target, work.tokenizer, asked, seed=work.seed + number)
+        found = encoded(answer(target, work.tokenizer, asked, seed=work.seed + number))
         order = torch.randperm(len(found), generator=torch.Generator().manual_seed(work.seed + number)).tolist()
         return [found[i] for i in order]
 

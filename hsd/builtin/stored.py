@@ -1,0 +1,70 @@
+"""Models on disk: `save_pretrained` folders, bfloat16 or NF4, each written whole or not at all."""
+
+from __future__ import annotations
+
+import shutil
+from copy import deepcopy
+from pathlib import Path
+
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    BitsAndBytesConfig,
+    GenerationConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
+
+NF4_FROM = 5_000_000
+"""Parameters from which on a model is stored in 4 bits (embeddings stay bfloat16)."""
+
+
+def store(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+    """Write a model with its tokenizer to `folder`, in NF4 if it is large; the model itself is not changed.
+
+    bitsandbytes quantizes while it loads, so a large model is written twice.
+    """
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    _save(model, partial)
+    if model.num_parameters() > NF4_FROM:
+        small = AutoModelForCausalLM.from_pretrained(
+            partial, quantization_config=_nf4(), device_map=_place(model.device)
+        )
+        shutil.rmtree(partial)
+        small.save_pretrained(partial)
+    tokenizer.save_pretrained(partial)
+    for file in partial.iterdir():
+        file.chmod(0o644)  # safetensors writes for the owner alone
+    shutil.rmtree(folder, ignore_errors=True)
+    partial.rename(folder)
+
+
+def load(folder: Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> LlamaForCausalLM:
+    """Read a model that `store` wrote, unpacked to `dtype`: what it computes is what its stored weights say."""
+    model = AutoModelForCausalLM.from_pretrained(folder, device_map=_place(torch.device(device)), dtype=dtype)
+    if getattr(model, "is_quantized", False):
+        model = model.dequantize()
+    return model.to(dtype)
+
+
+def _save(model: LlamaForCausalLM, folder: Path) -> None:
+    half = deepcopy(model).to(torch.bfloat16)  # the file's dtype is that of the model, embeddings included
+    config = half.config
+    half.generation_config = GenerationConfig(
+        bos_token_id=config.bos_token_id, eos_token_id=config.eos_token_id, pad_token_id=config.pad_token_id
+    )
+    half.save_pretrained(folder)
+
+
+def _nf4() -> BitsAndBytesConfig:
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+    )
+
+
+def _place(device: torch.device) -> dict[str, str]:
+    return {"": str(device)}

@@ -12,6 +12,7 @@ from hsd.generation import Request
 from hsd.params import SamplingParams
 from hsd.planner import Planner
 from hsd.prompts import Prompt
+from hsd.replanning import Watch
 from hsd.types import Plan, ReplyStats, Verification
 
 
@@ -71,24 +72,26 @@ def ask(
 
 def complete(asked: Asked, planner: Planner) -> Request:
     """The request, with everything decided that may not change while the reply is made; `spent` is for the caller."""
-    params, length, stop = asked.params, len(asked.prompt), None
+    params, length, stop, watch = asked.params, len(asked.prompt), None, None
     plan, forecast = planner.decide(asked.plan, params.temperature, length)
     # A seed promises the same reply for the same plan, and above T = 0 what is drafted moves the coins.
-    if asked.early_stop and (params.greedy or params.seed is None):
+    free = params.greedy or params.seed is None
+    if asked.early_stop and free:
         stop = planner.stop_rule(plan, params.temperature, length)
-        if stop and asked.plan == "auto":
-            plan = planner.uncapped(plan)
+    if asked.plan == "auto" and free and plan.drafts and forecast is not None:
+        watch = Watch(
+            planner,
+            plan,
+            forecast,
+            stop,
+            temperature=params.temperature,
+            context=length,
+            max_tokens=params.max_tokens,
+            early_stop=asked.early_stop,
+        )
+    if stop and asked.plan == "auto":
+        plan = planner.uncapped(plan)
     if params.seed is None:
         params = replace(params, seed=secrets.randbits(31))
-    return Request(
-        asked.prompt,
-        params,
-        plan,
-        asked.verification,
-        0.0,
-        stop,
-        forecast,
-        asked.dropped,
-        asked.cancel,
-        asked.plain,
-    )
+    rest = (asked.verification, 0.0, stop, forecast, asked.dropped, asked.cancel, asked.plain, watch)
+    return Request(asked.prompt, params, plan, *rest)

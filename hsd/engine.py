@@ -18,7 +18,7 @@ from hsd.conversations import Conversation, Conversations
 from hsd.errors import HsdError, LoadError
 from hsd.failures import understand
 from hsd.generation import Generation, Request
-from hsd.learning import Learner, record_of
+from hsd.learning import Learner, Outcomes, record_of
 from hsd.loading import Loaded
 from hsd.params import SamplingParams
 from hsd.paths import data_dir as data_folder
@@ -61,6 +61,7 @@ class Engine:
         self._lock = Turn()
         self._last: tuple[float, int] | None = None  # temperature and prompt length of the last reply
         self._learner = Learner(self.planner, stats, list(loaded.models))
+        self._outcomes = Outcomes(self.planner, stats)
         self._broken: str | None = None
         self._stream: weakref.ref[Stream] | None = None  # the one begun last
         self._closed = False
@@ -171,7 +172,7 @@ class Engine:
         *,
         cancel: threading.Event | None = None,
     ) -> Stream:
-        """A reply as it is made: Started, Tokens per round of the target, Finished.
+        """A reply as it is made: Started, Tokens per round of the target, Replanned where the plan changes, Finished.
 
         Closing the iterator, setting `cancel` and `params.time_limit` each end the reply within one round; every cache
         stays good for the next turn. A failure inside a model ends the reply with `finish_reason` "error" and what
@@ -326,6 +327,7 @@ class Engine:
             record_of(reply, generation.request, generation.rounds, self.planner.family, str(self._target.device))
         )
         self.planner.replied()
+        self._outcomes.replied(generation, reply_id)
         self._last = (generation.request.params.temperature, reply.stats.prompt_tokens)
         can_score = reply_id and self._target.cuttable and error is None
         self._learner.replied(reply, generation, conversation if can_score else None, reply_id)

@@ -17,14 +17,17 @@ from hsd.hierarchy import Hierarchy, Round, TokenSequence, failed_pass, make_lev
 from hsd.params import SamplingParams
 from hsd.planning import StopRule
 from hsd.prompts import Tokenizer
+from hsd.replanning import Switch, Watch
 from hsd.runtime import Reader
 from hsd.sampling import Sampler
 from hsd.text import TextStream
 from hsd.types import (
+    LOOKUP,
     Event,
     FinishReason,
     LevelStats,
     Plan,
+    Replanned,
     Reply,
     ReplyStats,
     Started,
@@ -48,6 +51,7 @@ class Request:
         dropped_turns: oldest turns that were left out of the prompt.
         cancel: set from anywhere to end the reply within one round.
         plain: what the same prompt cost when it was decoded plainly; None leaves the baseline to an estimate.
+        watch: may change the plan between two rounds; None keeps it to the end.
     """
 
     prompt: tuple[int, ...]
@@ -60,6 +64,7 @@ class Request:
     dropped_turns: int = 0
     cancel: threading.Event = field(default_factory=threading.Event)
     plain: ReplyStats | None = None
+    watch: Watch | None = None
 
 
 class _Clock:
@@ -110,10 +115,10 @@ class Generation:
         self.sampler = Sampler(request.params, request.prompt, vocab, device)
         self._sequence = TokenSequence(conversation.tokens, len(request.prompt))
         coins = random.Random(request.params.seed)
-        plan = request.plan
-        self.readers: dict[str, Reader] = {n: conversation.reader(n) for n in plan.names if n in conversation.models}
-        self._reused = self.readers[plan.target].length
-        self._hierarchy_of = lambda: Hierarchy(
+        self.readers: dict[str, Reader] = {}
+        self._meet(request.plan)
+        self._reused = self.readers[request.plan.target].length
+        self._hierarchy_of = lambda plan, stop: Hierarchy(
             make_levels(plan.names, plan.thresholds, conversation.reader, lambda: conversation.index),
             self._sequence,
             self.sampler,
@@ -121,8 +126,10 @@ class Generation:
             limit=min(context, len(request.prompt) + request.params.max_tokens),
             rule=request.verification,
             coins=coins,
-            stop=request.stop,
+            stop=stop,
         )
+        self.plan = request.plan
+        self.switches: list[tuple[Switch, int]] = []  # and the rounds before it
         self._text = TextStream(tokenizer, request.params.stop)
         self._ids: list[int] = []
         self._origins: list[str] = []
@@ -130,6 +137,8 @@ class Generation:
         self._clock = _Clock(request.spent)
         self._prefilled = 0.0
         self.target_prefill_seconds = 0.0
+        self._chain: Hierarchy | None = None
+        self._past: list[tuple[LevelStats, ...]] = []  # of chains that were left
         self._levels: tuple[LevelStats, ...] = ()
         self._full = False
 
@@ -143,15 +152,49 @@ class Generation:
         self._prefilled = self._clock.seconds
         if not read:
             return
-        hierarchy = self._hierarchy_of()
         try:
-            while not (self._text.stopped or hierarchy.finished or self._out_of_time()):
-                event = self._take(hierarchy.round())
-                with self._clock.stopped():
-                    yield event
-            self._full = hierarchy.finished
+            yield from self._decode()
         finally:
-            self._levels = hierarchy.statistics()
+            chains = [*self._past, self._chain.statistics() if self._chain else ()]
+            self._levels = merged(chains, list(self._conversation.models))
+
+    def _decode(self) -> Iterator[Event]:
+        """Round after round; between two of them the plan may change."""
+        request = self.request
+        hierarchy = self._chain = self._hierarchy_of(request.plan, request.stop)
+        while not (self._text.stopped or hierarchy.finished or self._out_of_time()):
+            done = hierarchy.round()
+            event = self._take(done)
+            with self._clock.stopped():
+                yield event
+            switch = request.watch.after(done, self._cached) if request.watch else None
+            if switch is None or self._text.stopped or hierarchy.finished:
+                continue
+            self._past.append(hierarchy.statistics())
+            self._chain = None
+            if not self._catch_up(switch.plan):
+                break
+            hierarchy = self._chain = self._hierarchy_of(switch.plan, switch.stop)
+            self.plan = switch.plan
+            self.switches.append((switch, len(self.rounds)))
+            with self._clock.stopped():
+                yield Replanned(switch.plan, switch.reason)
+        self._full = hierarchy.finished
+
+    def _meet(self, plan: Plan) -> None:
+        """Readers of all models of a plan."""
+        models = self._conversation.models
+        self.readers |= {name: self._conversation.reader(name) for name in plan.names if name in models}
+
+    def _cached(self, name: str) -> int:
+        """Leading tokens of the text that a model has cached."""
+        held = self._conversation.readers
+        return len(held[name]) if name in held else 0
+
+    def _catch_up(self, plan: Plan) -> bool:
+        """Levels that join read what there is of the text, as they would a prompt; False if it was stopped."""
+        self._meet(plan)
+        return self._read([name for name in plan.names[:-1] if name in self.readers], self._sequence.tokens[:-1])
 
     @property
     def reason(self) -> FinishReason:
@@ -185,7 +228,7 @@ class Generation:
             speedup=plain / seconds if plain else None,
             baseline_seconds=plain,
             baseline="measured" if request.plain else "estimated",
-            plan=str(request.plan),
+            plan=str(self.plan),
             target_passes=self._levels[-1].passes if self._levels else 0,
             levels=self._levels,
             provenance=tuple(self._origins),
@@ -196,7 +239,8 @@ class Generation:
             verification=request.verification,
         )
         # A seed that was drawn here reproduces the reply only where nothing learned had a part in it.
-        seed = None if request.stop and not request.params.greedy else request.params.seed
+        learned = request.stop or self.switches
+        seed = None if learned and not request.params.greedy else request.params.seed
         return Reply(self._text.text, tuple(self._ids), reason, stats, None if error is None else str(error), seed)
 
     def tail(self) -> Tokens | None:
@@ -211,11 +255,14 @@ class Generation:
 
     def _prefill(self) -> bool:
         """Reads the prompt, all but its last token: that one is read by the first round of every level."""
-        before_last = self._conversation.tokens[: len(self.request.prompt) - 1]
-        for name, reader in self.readers.items():
+        return self._read(list(self.readers), self._conversation.tokens[: len(self.request.prompt) - 1])
+
+    def _read(self, names: Sequence[str], tokens: list[int]) -> bool:
+        """Models read a text that they may hold a part of; False if it was stopped."""
+        for name in names:
             begun = time.perf_counter()
             try:
-                if not reader.prefill(before_last, self._out_of_time):
+                if not self.readers[name].prefill(tokens, self._out_of_time):
                     return False
             except Exception as error:
                 raise failed_pass(name, error) from error
@@ -239,3 +286,28 @@ class Generation:
     def _out_of_time(self) -> bool:
         limit = self.request.params.time_limit
         return self.request.cancel.is_set() or (limit is not None and self._clock.seconds > limit)
+
+
+def merged(chains: Sequence[Sequence[LevelStats]], order: Sequence[str]) -> tuple[LevelStats, ...]:
+    """What every level did in all chains of a reply together.
+
+    Args:
+        chains: per chain, its levels.
+        order: names of the family's models, cheapest first; a lookup comes before them.
+    """
+    names = [name for name in (LOOKUP, *order) if any(level.name == name for chain in chains for level in chain)]
+    out = []
+    for name in names:
+        own = [level for chain in chains for level in chain if level.name == name]
+        passes = sum(level.passes for level in own)
+        out.append(
+            LevelStats(
+                name,
+                sum(level.proposed for level in own),
+                sum(level.accepted for level in own),
+                passes,
+                sum(level.seconds for level in own),
+                sum(level.width * level.passes for level in own) / max(passes, 1),
+            )
+        )
+    return tuple(out)

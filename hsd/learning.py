@@ -14,10 +14,11 @@ from hsd.generation import Generation, Request
 from hsd.hierarchy import Round
 from hsd.planner import Planner
 from hsd.sampling import Sampler
-from hsd.stats import ReplyRecord, Stats
-from hsd.types import Reply
+from hsd.stats import ReplyRecord, Stats, SwitchRecord
+from hsd.types import Plan, Reply
 
 _SHARE = 0.05  # of the time of the replies, once the numbers are sure
+_OUTCOME = 300  # tokens of a plan that make the outcome of a switch to it
 _WAITING = 8  # finished replies that wait; older ones are let go
 
 
@@ -100,6 +101,56 @@ class Learner:
         return self._stats.record_scores(reply.reply_id, scores.overlaps, scores.confidences)
 
 
+class Outcomes:
+    """Stores changes of plan inside replies, and beside every change what the new plan then took.
+
+    Args:
+        planner: knows the changes between replies.
+        stats: takes them.
+    """
+
+    def __init__(self, planner: Planner, stats: Stats) -> None:
+        self._planner = planner
+        self._stats = stats
+        self._sums: dict[int, tuple[int, float]] = {}  # switch -> tokens and ms since
+
+    def replied(self, made: Generation, reply_id: int) -> None:
+        """A reply was finished."""
+        marks = [0, *(rounds for _, rounds in made.switches), len(made.rounds)]
+        for (switch, begin), end in zip(made.switches, marks[2:], strict=True):
+            tokens, ms = _taken(made.rounds[begin:end])
+            self._stats.record_switch(
+                SwitchRecord(
+                    family=self._planner.family,
+                    from_plan=str(switch.from_plan),
+                    to_plan=str(switch.plan),
+                    reason=switch.reason,
+                    from_forecast_ms=switch.from_ms,
+                    to_forecast_ms=switch.to_ms,
+                    reply_id=reply_id,
+                    at_token=switch.at_token,
+                    outcome_ms=ms / tokens if tokens else None,
+                )
+            )
+        for number, plan in list(self._planner.awaited.items()):
+            if plan == made.request.plan or self._planner.uncapped(plan) == made.request.plan:
+                self._note(number, *_taken(made.rounds[: marks[1]]))
+
+    def _note(self, number: int, tokens: int, ms: float) -> None:
+        """More is known of a change between replies; after enough tokens its outcome stands."""
+        before = self._sums.get(number, (0, 0.0))
+        tokens, ms = self._sums[number] = before[0] + tokens, before[1] + ms
+        if tokens:
+            self._stats.record_outcome(number, ms / tokens)
+        if tokens >= _OUTCOME:
+            del self._planner.awaited[number], self._sums[number]
+
+
+def _taken(rounds: Sequence[Round]) -> tuple[int, float]:
+    """Tokens and ms of rounds."""
+    return sum(len(r.tokens) for r in rounds), 1000 * sum(r.seconds for r in rounds)
+
+
 def record_of(reply: Reply, request: Request, rounds: Sequence[Round], family: str, device: str) -> ReplyRecord:
     """What is stored of a reply.
 
@@ -110,6 +161,7 @@ def record_of(reply: Reply, request: Request, rounds: Sequence[Round], family: s
         device: where the target ran.
     """
     stats = reply.stats
+    last = {stage.name: stage.threshold for stage in Plan.parse(stats.plan).drafts}
     return ReplyRecord(
         family=family,
         device=device,
@@ -129,7 +181,7 @@ def record_of(reply: Reply, request: Request, rounds: Sequence[Round], family: s
         forecast_ms_per_token=stats.forecast_ms_per_token,
         decode_seconds=stats.decode_seconds,
         levels=stats.levels,
-        thresholds=request.plan.thresholds,
+        thresholds=tuple(last.get(level.name) for level in stats.levels),
         rounds=tuple((r.proposed, r.accepted, r.seconds * 1000) for r in rounds),
         seed=reply.seed,
     )

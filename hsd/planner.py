@@ -32,6 +32,10 @@ _COLUMNS = 8
 """Columns over which the cost of one more is averaged: single widths have steps."""
 
 
+Ground = tuple[dict[str, list[float]], dict[tuple[str, str], float], bool]
+"""Costs, acceptances, and whether all of them are sure."""
+
+
 class Planner:
     """Chooses plans for one family.
 
@@ -50,6 +54,8 @@ class Planner:
         self._decisions: dict[tuple[str, int], Decision] = {}
         self._replies_since: dict[tuple[str, int], int] = {}
         self._calibrations: dict[tuple[str, str, str], Calibration | None] = {}
+        self._grounds: dict[tuple[str, int], Ground] = {}
+        self.awaited: dict[int, Plan] = {}  # switches between replies whose outcome is not known yet
 
     def acceptances(self, temperature: float) -> dict[tuple[str, str], Any]:
         """Measured acceptance estimates of this family at this temperature, by (draft, verifier)."""
@@ -106,9 +112,10 @@ class Planner:
             def error(new: Plan, old: Plan) -> float:
                 return planning.relative_gain(replayed[new], replayed[old])[1]
 
+        self._grounds[key] = costs, rates, certain
         decision = planning.choose(ranked, current, current_ms=held_ms, uncertainty=error, sure=sure)
         if current is not None and decision.plan != current:
-            self._stats.record_switch(
+            number = self._stats.record_switch(
                 SwitchRecord(
                     family=self.family,
                     from_plan=str(current),
@@ -118,11 +125,16 @@ class Planner:
                     to_forecast_ms=decision.forecast_ms,
                 )
             )
+            self.awaited[number] = decision.plan
         self._decisions[key] = decision
         self._replies_since[key] = 0
         self._calibrations.clear()
         self.stop_rule(decision.plan, temperature, context)  # fitted now, not while somebody waits for a first token
         return decision
+
+    def ground(self, temperature: float, context: int = 0) -> Ground:
+        """What the last decision rested on: costs, acceptances with priors, and whether all of them were sure."""
+        return self._grounds[temperature_bucket(temperature), bucket(context)]
 
     def stop_rule(self, plan: Plan, temperature: float, context: int = 0) -> StopRule | None:
         """When the first level of a plan stops drafting by value; None for a lookup, and until it is calibrated."""
@@ -143,6 +155,8 @@ class Planner:
 
     def uncapped(self, plan: Plan) -> Plan:
         """The plan with room for its first level to go on where it is sure: the stop rule ends most blocks earlier."""
+        if not plan.drafts:
+            return plan
         first, *rest = plan.drafts
         return Plan(plan.target, (Stage(first.name, min(2 * first.threshold + 2, MAX_WIDTH - 1)), *rest))
 

@@ -26,6 +26,7 @@ from hsd.planning.refine import Ranked, best_plan, ranking
 from hsd.planning.replay import Replayed, Sequences, relative_gain, replay, survival
 from hsd.planning.stopping import Calibration, StopRule, fit
 from hsd.planning.tables import Acceptances, Costs
+from hsd.planning.within import Shift, shift_of, shifted
 
 __all__ = [
     "Acceptances",
@@ -39,6 +40,7 @@ __all__ = [
     "Ranked",
     "Replayed",
     "Sequences",
+    "Shift",
     "StopRule",
     "best_plan",
     "choose",
@@ -57,6 +59,8 @@ __all__ = [
     "relaxed_ms_per_token",
     "relaxed_plan",
     "replay",
+    "shift_of",
+    "shifted",
     "standard_errors",
     "survival",
     "with_priors",

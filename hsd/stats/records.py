@@ -37,7 +37,7 @@ class ReplyRecord:
         target_passes: forward passes of the target after the prompt was read.
         finish_reason: as in `Reply`.
         levels: cheapest first, the target last.
-        thresholds: of the levels below the target, cheapest first.
+        thresholds: per level, in the plan that the reply ended with; None for a level that is not in it.
         rounds: per round of the target: block length, accepted tokens, ms.
         seed: seed of the reply, None where it had none.
         planner_json: what the planner had frozen at the reply's start (costs, calibration), as JSON; "" for nothing.
@@ -61,7 +61,7 @@ class ReplyRecord:
     forecast_ms_per_token: float | None = None
     decode_seconds: float | None = None
     levels: tuple[LevelStats, ...] = ()
-    thresholds: tuple[int, ...] = ()
+    thresholds: tuple[int | None, ...] = ()
     rounds: tuple[tuple[int, int, float], ...] = ()
     seed: int | None = None
     planner_json: str = ""

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import models as tiny
 import pytest
-import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
@@ -72,8 +71,6 @@ def test_quantized_weights_load_and_a_stack_gives_their_own_plain_ids(folder, tm
         plain = engine.generate("hello", GREEDY, plan="big")
         assert engine.generate("hello", GREEDY, plan="small:3>big").token_ids == plain.token_ids
         assert f"/{quantization}/float32" in engine.planner.family
-        quantized = engine._models["big"]._embedding  # not quantized itself
-        assert quantized.dtype == torch.float32
 
 
 def test_quantization_changes_the_weights(folder):

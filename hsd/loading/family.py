@@ -12,6 +12,9 @@ from hsd.prompts import Tokenizer
 from hsd.runtime import LanguageModel, wrap
 from hsd.types import LOOKUP, Dropped, FamilyInfo, check_name
 
+_UNSPOKEN = 64
+"""At most this many special tokens are given up for the sake of a draft."""
+
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
@@ -120,7 +123,9 @@ def assemble(
         raise LoadError(f"The target '{target}' is no causal language model: {said}.", "Choose another.") from error
     # The target's own rows bound the vocabulary: what it cannot emit, no reply holds.
     vocab = min(vocab, wrapped[target].vocab)
-    notes = _notes(family, context, wrapped[target])
+    end_ids = _end_ids(models[target], tokenizer)
+    vocab, unspoken = _shared_vocab(vocab, [models[name] for name in drafts], tokenizer, end_ids)
+    notes = (*_notes(family, context, wrapped[target]), *unspoken)
     for name in drafts:
         try:
             reason = _unusable(name, models[name], context, vocab)
@@ -139,7 +144,7 @@ def assemble(
         models={name: wrapped[name] for name in order},
         tokenizer=tokenizer,
         vocab=vocab,
-        end_ids=_end_ids(models[target], tokenizer),
+        end_ids=end_ids,
         parameters={name: _parameters(models[name]) for name in order},
         stored={name: (stored or {}).get(name, wrapped[name].dtype) for name in order},
         dropped=tuple(out),
@@ -158,11 +163,39 @@ def _notes(family: Family, context: int, target: LanguageModel) -> tuple[str, ..
     return tuple(notes)
 
 
+def _shared_vocab(
+    vocab: int, drafts: Sequence[Any], tokenizer: Any, end_ids: tuple[int, ...]
+) -> tuple[int, tuple[str, ...]]:
+    """The vocabulary without the special tokens at its end that some draft has no rows for, and a note about them.
+
+    Gemma 3's larger models have a token for pictures that the smaller ones lack. A draft is worth more than a token
+    that no text holds; tokens of text, and those that end a reply, are never given up.
+    """
+    special = {*tokenizer.all_special_ids}
+    special |= {i for i, t in getattr(tokenizer, "added_tokens_decoder", {}).items() if getattr(t, "special", False)}
+    lost: list[int] = []
+    for rows in sorted({_rows(model) for model in drafts}, reverse=True):
+        beyond = range(rows, vocab)
+        if beyond and len(beyond) <= _UNSPOKEN and all(i in special and i not in end_ids for i in beyond):
+            lost, vocab = [*beyond, *lost], rows
+    if not lost:
+        return vocab, ()
+    return vocab, (f"Token ids {lost[0]} to {lost[-1]} are special and not known to every draft: no reply uses them.",)
+
+
+def _rows(model: Any) -> int:
+    """Rows of the head; very many where a model shows none, which is found out later."""
+    try:
+        return int(model.get_output_embeddings().weight.shape[0])
+    except AttributeError:
+        return 1 << 30
+
+
 def _unusable(name: str, model: Any, context: int, vocab: int) -> str | None:
     """Why a draft cannot stand under the target, in words; None if it can."""
     if name == LOOKUP:
         return "the name 'lookup' is taken by the level without a model"
-    rows = model.get_output_embeddings().weight.shape[0]
+    rows = _rows(model)
     if rows < vocab:
         return f"it knows {rows} tokens, the target {vocab}; the vocabularies differ"
     if _positions(model) < context:
@@ -172,7 +205,9 @@ def _unusable(name: str, model: Any, context: int, vocab: int) -> str | None:
 
 def _positions(model: Any) -> int:
     """Longest sequence that a model was made for; very many where its configuration sets no bound."""
-    return int(getattr(getattr(model, "config", None), "max_position_embeddings", None) or 1 << 30)
+    config = getattr(model, "config", None)
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    return int(getattr(text, "max_position_embeddings", None) or 1 << 30)
 
 
 def _parameters(model: Any) -> int:

@@ -12,7 +12,7 @@ from chat import search
 Role = Literal["user", "assistant"]
 State = Literal["done", "running", "cancelled", "interrupted", "error"]
 
-JSON_FIELDS = frozenset({"token_ids", "stats", "provenance", "pieces", "params"})
+JSON_FIELDS = frozenset({"token_ids", "stats", "provenance", "pieces", "params", "race"})
 CONVERSATION_COLUMNS = ("id", "title", "leaf_id", "settings", "pinned", "created", "updated")
 MESSAGE_COLUMNS = (
     "id",
@@ -67,8 +67,11 @@ _V1 = (
     "CREATE INDEX messages_stats ON messages(updated) WHERE stats IS NOT NULL",
 )
 
+# Large and seldom looked at, so it is no column that comes with every message.
+_RACES = ("ALTER TABLE messages ADD COLUMN race TEXT",)
+
 # Append only: a database on somebody's disk has already run the ones above.
-MIGRATIONS: tuple[tuple[str, ...], ...] = (_V1, search.TABLES)
+MIGRATIONS: tuple[tuple[str, ...], ...] = (_V1, search.TABLES, _RACES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +126,7 @@ class Message:
     def from_row(cls, row: tuple[Any, ...]) -> Message:
         """Value of a row of `MESSAGE_COLUMNS`."""
         values = dict(zip(MESSAGE_COLUMNS, row, strict=True))
-        for name in JSON_FIELDS:
+        for name in JSON_FIELDS & values.keys():
             values[name] = json.loads(values[name]) if values[name] else None
         values["token_ids"] = tuple(values["token_ids"] or ())
         values["provenance"] = tuple(values["provenance"] or ())

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, Protocol
 
 import hsd
+from chat.plans import Known
 from chat.prompt import begun_ids, prompt_to_continue
 
 log = logging.getLogger(__name__)
@@ -37,6 +38,16 @@ class EngineLike(Protocol):
         plan: str,
         cancel: threading.Event,
     ) -> Iterator[hsd.Event]: ...
+
+    def race(
+        self,
+        messages: Sequence[Mapping[str, Any]] | Sequence[int],
+        params: hsd.SamplingParams,
+        *,
+        plan: str,
+        cancel: threading.Event,
+        tell: Callable[[hsd.Event], None],
+    ) -> hsd.Race: ...
 
     def learn(self, should_stop: Callable[[], bool]) -> None: ...
 
@@ -92,6 +103,10 @@ class Request:
     def partial(self) -> dict[str, Any]:
         """Columns of the reply so far."""
         return {"text": self.text, "token_ids": list(self.ids), "provenance": list(self.provenance)}
+
+    def ending(self, values: dict[str, Any]) -> dict[str, Any]:
+        """What is stored of how it ended."""
+        return values
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +174,7 @@ def _pieces(decode: Callable[[list[int]], str], ids: Sequence[int]) -> list[str]
 
 @dataclass(frozen=True, slots=True)
 class EngineView:
-    """What a page may know of the engine at a moment. `seconds`: since the loading began."""
+    """What a page may know of the engine at a moment. `seconds`: since the loading began; `known`: of its plans."""
 
     state: EngineState = "starting"
     progress: hsd.LoadProgress | None = None
@@ -169,6 +184,7 @@ class EngineView:
     reason: str = ""
     seconds: float = 0.0
     waiting: int = 0
+    known: Known | None = None
 
 
 def pieces(decode: Callable[[list[int]], str], ids: Sequence[int]) -> list[str]:

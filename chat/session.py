@@ -13,7 +13,8 @@ from typing import Any
 
 import hsd
 from chat import tree
-from chat.library import TEMPORARY, Library
+from chat.comparing import Comparing
+from chat.library import TEMPORARY
 from chat.prompt import make_title, messages_for_engine
 from chat.records import Conversation, Message, Role
 from chat.request import EngineView, Live, Load, Request
@@ -36,7 +37,7 @@ class Snapshot:
     places: Mapping[str, tuple[int, int]] = dataclasses.field(default_factory=dict)
 
 
-class Session(Library):
+class Session(Comparing):
     """The chat of one store and one engine.
 
     Args:
@@ -132,7 +133,7 @@ class Session(Library):
         return Live.of(*found) if found else None
 
     def _with_unsaved(self, message: Message) -> Message:
-        values = dict(self.worker.saving.waiting(message.id))
+        values = {k: v for k, v in self.worker.saving.waiting(message.id).items() if k != "race"}
         return dataclasses.replace(message, **values) if values else message
 
     # Conversations

@@ -217,6 +217,11 @@ class Store:
             ).fetchone()
         return Message.from_row(row) if row else None
 
+    def race(self, message_id: str) -> dict[str, Any] | None:
+        """The race of a reply, or None."""
+        rows = self.rows("SELECT race FROM messages WHERE id = ?", message_id)
+        return json.loads(rows[0][0]) if rows and rows[0][0] else None
+
     def recent_replies(self, limit: int = 50) -> list[Message]:
         """The last finished replies that have statistics, oldest first."""
         with self._errors():
@@ -225,7 +230,8 @@ class Store:
                 " WHERE stats IS NOT NULL ORDER BY updated DESC LIMIT ?",
                 [limit],
             ).fetchall()
-        return [Message.from_row(row) for row in reversed(rows)]
+        # A race writes to an old reply anew.
+        return sorted((Message.from_row(row) for row in reversed(rows)), key=lambda message: message.created)
 
     def add_conversation(
         self, title: str, settings: Mapping[str, Any], messages: Sequence[Message], leaf_id: str

@@ -14,6 +14,8 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import hsd
+from chat import plans
+from chat.race import RaceRequest
 from chat.request import EngineLike, EngineState, EngineView, Load, Request, outcome
 from chat.saving import Saving
 
@@ -50,6 +52,8 @@ class Worker:
         self._error: str | None = None
         self._info: hsd.FamilyInfo | None = None
         self._plan = self._reason = ""
+        self._known: plans.Known | None = None
+        self._temperature = hsd.SamplingParams().temperature
         self._thread = threading.Thread(target=self._main, name="engine", daemon=True)
 
     def start(self) -> None:
@@ -112,6 +116,7 @@ class Worker:
                 reason=self._reason,
                 seconds=time.monotonic() - self._loading_since if self._loading_since else 0.0,
                 waiting=len(self._pending),
+                known=self._known,
             )
 
     @property
@@ -163,7 +168,7 @@ class Worker:
             self._set_state("unloaded")
 
     def _open(self) -> None:
-        self._loading_since, self._progress, self._error = time.monotonic(), None, None
+        self._loading_since, self._progress, self._error, self._known = time.monotonic(), None, None, None
         self._set_state("loading")
         try:
             self._engine = self._load(self._note_progress)
@@ -198,9 +203,17 @@ class Worker:
             except Exception:
                 # Learning only makes later replies faster; a failure in it must not end the chat.
                 log.exception("learning from finished replies failed")
+            self._look_up()
         with self._wake:
             if not (self._pending or self._wish or self._closing):
                 self._wake.wait(RETRY_SAVE_SECONDS if self.saving.behind else None)
+
+    def _look_up(self) -> None:
+        """Ask the engine what it knows of its plans, for pages that must not wait for its turn."""
+        if self._pending or self._wish or self._closing:
+            return
+        self._known = plans.look_up(self._engine, self._temperature) or self._known
+        self._changed("plans")
 
     def _run(self, request: Request) -> None:
         if self._state == "unloaded":
@@ -209,9 +222,13 @@ class Worker:
             self._end(request, {"state": "error", "finish_reason": "error", "error": self._error})
             return
         request.started = time.monotonic()
+        self._temperature = request.params.temperature
         self._changed(request.conversation_id)
         try:
-            values = self._follow(self._engine, request)
+            if isinstance(request, RaceRequest):
+                values = request.run(self._engine, self._changed)
+            else:
+                values = self._follow(self._engine, request)
         except hsd.PromptError as error:
             # A reply that went on is worth keeping; a prompt that never had one gives way to the next.
             reason = "error" if request.begun else "refused"
@@ -260,7 +277,9 @@ class Worker:
         return values
 
     def _end(self, request: Request, values: dict[str, Any]) -> None:
-        self.saving.store(request.message_id, values)
+        stored = request.ending(values)
+        if stored:
+            self.saving.store(request.message_id, stored)
         with self._wake:
             if self._active is request:
                 self._active = None

@@ -1,0 +1,70 @@
+"""What a person can do to compare plans: set one by hand, and race a reply against plain decoding."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import hsd
+from chat import plans
+from chat.library import Library
+from chat.race import Standing, place, request_for
+from chat.worker import Worker
+
+
+class Comparing(Library):
+    """The part of a session that compares plans.
+
+    `models` are the family's names, cheapest first, as far as they are known before it is loaded.
+    """
+
+    worker: Worker
+    models: tuple[str, ...]
+
+    def _levels(self) -> tuple[tuple[str, ...], str | None]:
+        """Names of the family's models, and its target if that is known."""
+        info = self.worker.view.info
+        return (info.models, info.target) if info else (self.models, None)
+
+    def pin_plan(self, conversation_id: str | None, text: str) -> str:
+        """Store the plan of a conversation's next replies, "auto" or one by hand; its usual form.
+
+        Raises:
+            ConfigError: it is no plan of this family. Nothing is stored.
+        """
+        plan = plans.checked(text, *self._levels())
+        conversation = self.conversation(conversation_id)
+        if conversation:
+            self._of(conversation.id).keep_settings(conversation.id, {**conversation.settings, "plan": plan})
+            self._touch(conversation.id)
+        return plan
+
+    def race(self, message_id: str) -> None:
+        """Decode a reply's prompt once more, plainly and by its plan; one at a time for each reply.
+
+        Raises:
+            HsdError: that cannot be done; the sentence says why.
+        """
+        message = self.message(message_id)
+        if message is None:
+            raise hsd.HsdError("This reply is not there any more.", "Reload the page.")
+        path = self._of(message_id).path_to(message_id)[:-1]
+        request = request_for(message, path, *self._levels())
+        if self.worker.request(request.conversation_id) is None:
+            self.worker.submit(request)
+        self._touch(request.conversation_id)
+
+    def stop_race(self, message_id: str) -> None:
+        """Stop it within a round; nothing of it is stored."""
+        self.worker.cancel(place(message_id))
+        self._touch(place(message_id))
+
+    def racing(self, message_id: str) -> Standing | None:
+        """How far a reply's race is, or None where none is being run."""
+        found = self.worker.request(place(message_id))
+        return Standing.of(*found) if found else None
+
+    def raced(self, message_id: str) -> Mapping[str, Any] | None:
+        """The stored race of a reply, see `chat.race.record`, or {"error"}; None where there is none."""
+        unsaved: Mapping[str, Any] | None = self.worker.saving.waiting(message_id).get("race")
+        return unsaved or self._of(message_id).race(message_id)

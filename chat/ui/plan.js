@@ -1,0 +1,87 @@
+// Which view is on show, the address of it, and races shown again at recorded speed.
+(() => {
+  // The address says what a reload opens: a conversation, and a view unless that is the chat.
+  const address = { c: "", v: "" };
+  const read = () => {
+    address.v = (location.hash.match(/[#&]v=([\w:-]+)/) || ["", ""])[1];
+    address.c = (location.hash.match(/[#&]c=([\w-]+)/) || ["", ""])[1];
+  };
+  read();
+  const show = () => { document.documentElement.dataset.view = address.v.split(":")[0] || "chat"; };
+  show();
+  window.hsdAddress = (change) => {
+    Object.assign(address, change);
+    history.replaceState(null, "", `#c=${address.c}${address.v ? `&v=${address.v}` : ""}`);
+    const before = document.documentElement.dataset.view;
+    show();
+    const now = document.documentElement.dataset.view;
+    if (before === now) return;
+    scrollTo(0, 0);
+    if (now !== "chat" && innerWidth < 800) {
+      document.querySelector("#right.open .toggle-button, #left.open .toggle-button")?.click();
+    }
+    // Keyboards and screen readers go where the page went.
+    const head = document.querySelector(now === "chat" ? "#message textarea" : `#${now} h1`);
+    if (head) { head.tabIndex ||= head.matches("h1") ? -1 : 0; head.focus({ preventScroll: true }); }
+  };
+
+  const running = new WeakMap();
+  const replay = (race) => {
+    cancelAnimationFrame(running.get(race) ?? 0);
+    const lanes = JSON.parse(race.dataset.steps).map((steps, place) => {
+      const lane = race.querySelectorAll(".lane")[place];
+      const box = lane.querySelector(".text");
+      box.dataset.whole ??= box.textContent;
+      const clock = lane.querySelector(".clock");
+      clock.dataset.whole ??= clock.textContent;
+      return { steps, box, clock, bar: lane.querySelector(".track i"), at: 0 };
+    });
+    const last = Math.max(...lanes.map((lane) => lane.steps.at(-1)?.[0] ?? 0));
+    const draw = (now) => {
+      let over = true;
+      for (const lane of lanes) {
+        while (lane.at < lane.steps.length && lane.steps[lane.at][0] <= now) lane.at += 1;
+        const done = lane.at >= lane.steps.length;
+        const length = lane.at ? lane.steps[lane.at - 1][1] : 0;
+        lane.box.textContent = done ? lane.box.dataset.whole : lane.box.dataset.whole.slice(0, length);
+        lane.clock.textContent = done ? lane.clock.dataset.whole : `${(now / 1000).toFixed(2)} s`;
+        lane.bar.style.width = `${last ? 100 * Math.min(now, lane.steps.at(-1)?.[0] ?? 0) / last : 0}%`;
+        over = over && done;
+      }
+      race.classList.toggle("over", over);
+      return over;
+    };
+    if (matchMedia("(prefers-reduced-motion: reduce)").matches) return void draw(Infinity);
+    const begin = performance.now();
+    const step = () => { if (!draw(performance.now() - begin)) running.set(race, requestAnimationFrame(step)); };
+    step();
+  };
+  addEventListener("click", (event) => {
+    if (!event.target.closest?.("[data-action=replay]")) return;
+    const race = document.querySelector("#race .race");
+    if (race) replay(race);
+  });
+
+  // A race that has just ended is shown at once; one that was there when the page was opened stands still.
+  let waited = false;
+  const begin = () => {
+    const box = document.getElementById("race");
+    if (!box) return void setTimeout(begin, 100);
+    new MutationObserver(() => {
+      if (box.querySelector(".standing")) waited = true;
+      const race = box.querySelector(".race:not([data-seen])");
+      if (!race) return;
+      race.dataset.seen = "";
+      if (waited) replay(race);
+      else race.classList.add("over");
+      waited = false;
+    }).observe(box, { childList: true, subtree: true });
+  };
+  if (document.readyState === "loading") addEventListener("DOMContentLoaded", begin);
+  else begin();
+
+  addEventListener("keydown", (event) => {
+    if (event.key !== "Escape" || address.v === "" || event.target.closest?.("input, textarea")) return;
+    document.querySelector(`#${document.documentElement.dataset.view} [data-action=chat]`)?.click();
+  });
+})();

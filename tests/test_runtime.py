@@ -111,13 +111,13 @@ def test_a_pass_that_fails_in_its_last_layer_leaves_nothing_wrong_behind(shape):
         raise RuntimeError("half-way")
 
     if shape == "llama":
-        sound, wrapped._layers[-1].down = wrapped._layers[-1].down, broken
+        sound, wrapped.weights.layers[-1].down = wrapped.weights.layers[-1].down, broken
     else:
         hook = model.gpt_neox.layers[-1].register_forward_pre_hook(broken)
     with pytest.raises(RuntimeError, match="half-way"):
         reader.read(ids[:10], 2)
     if shape == "llama":
-        wrapped._layers[-1].down = sound
+        wrapped.weights.layers[-1].down = sound
     else:
         hook.remove()
     torch.testing.assert_close(reader.read(ids, 1), reference(model, ids)[-1:], atol=2e-5, rtol=1e-4)

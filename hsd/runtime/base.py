@@ -49,7 +49,7 @@ class LanguageModel(Protocol):
         context: longest sequence in tokens.
         device: where its logits are.
         cuttable: whether a cache can be rewound without reading again.
-        kind: how a step is computed ("lean", "transformers"), part of what a measured cost is valid for.
+        kind: how a step is computed ("lean-2", "transformers"), part of what a measured cost is valid for.
         dtype: weights and arithmetic, in words, likewise.
     """
 
@@ -58,8 +58,10 @@ class LanguageModel(Protocol):
     context: int
     device: torch.device
     cuttable: bool
-    kind: str
     dtype: str
+
+    @property
+    def kind(self) -> str: ...
 
     def new_cache(self) -> KVCache: ...
 

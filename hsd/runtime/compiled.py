@@ -1,0 +1,229 @@
+"""Compiled steps on a CPU: found on disk, attached to a model, and used at the widths where they measure faster.
+
+A compiled step is a shared library that torch's ahead-of-time compiler made of `StepGraph` with the weights folded in
+and packed for the processor. One is made for a width of 1, one for widths 2 to 16. They belong to exactly these
+weights, this processor, this torch and this number of threads; all of that is in the name of their folder.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import os
+import platform
+import shutil
+import statistics
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hsd.runtime.base import MAX_WIDTH
+from hsd.runtime.cache import LeanCache
+from hsd.runtime.lean import FastStep, LeanModel
+
+GRAPHS = {"one": (1, 1), "more": (2, MAX_WIDTH)}
+"""Name of a compiled step -> the widths that it serves."""
+
+LARGEST = 1 << 30
+"""Bytes of weights beyond which a model is not compiled: the packed copy is held beside the eager one."""
+
+WORK = "work-"
+"""Beginning of the names of folders in which something is being compiled."""
+
+_VERSION = 1  # of the graph and of how it is compiled
+_REPEATS = 7
+_NOTE = "measured.json"
+_PLACE = 128  # cached tokens at which the means are compared
+
+
+class CompiledSteps:
+    """The compiled steps of one model.
+
+    Args:
+        model: a lean model on the CPU with plain matrices.
+        root: folder for the compiled steps of all models.
+    """
+
+    def __init__(self, model: LeanModel, root: Path) -> None:
+        tensors = model.weights.tensors()
+        assert tensors is not None, "see `refusal`"
+        self.model = model
+        self.tensors = tensors
+        self.folder = root / f"{model.name}-{_fingerprint(model, tensors)}"
+        self._loaded: dict[str, FastStep] = {}
+
+    def path(self, graph: str) -> Path:
+        """Where a compiled step lies or will lie."""
+        return self.folder / f"{graph}.pt2"
+
+    def failure(self, graph: str) -> Path:
+        """Where it is written why one could not be made; it is not tried again."""
+        return self.folder / f"{graph}.failed"
+
+    def missing(self) -> list[str]:
+        """Which of them are neither there nor known to fail."""
+        return [g for g in GRAPHS if not self.path(g).exists() and not self.failure(g).exists()]
+
+    def failed(self) -> list[str]:
+        """Which of them could not be made."""
+        return [g for g in GRAPHS if self.failure(g).exists()]
+
+    def fresh(self) -> bool:
+        """Whether some are on disk that this model does not use yet."""
+        return any(g not in self._loaded and self.path(g).exists() for g in GRAPHS)
+
+    def attach(self) -> bool:
+        """Loads what is on disk and lets the model use each at the widths where it is faster than an eager pass.
+
+        The comparison is measured once and remembered beside the step. A file that cannot be loaded, or that computes
+        something else, is set aside: the eager pass is always there.
+
+        Returns:
+            Whether anything was attached.
+        """
+        before, times = len(self._loaded), self._times()
+        for graph, widths in GRAPHS.items():
+            if graph in self._loaded or not self.path(graph).exists():
+                continue
+            try:
+                runner = _load(self.path(graph), self.model)
+                if widths[1] not in times:
+                    _check(self.model, runner, widths)
+            except Exception as error:
+                self.failure(graph).write_text(f"{type(error).__name__}: {error}", encoding="utf-8")
+                self.path(graph).unlink(missing_ok=True)
+                continue
+            self._loaded[graph] = runner
+        if len(self._loaded) > before:
+            os.utime(self.folder)  # when it was used last, for `prune`
+            self._choose()
+        return len(self._loaded) > before
+
+    def _times(self) -> dict[int, tuple[float, float]]:
+        """Eager and compiled milliseconds by width, as far as they were compared before."""
+        try:
+            stored = json.loads((self.folder / _NOTE).read_text(encoding="utf-8"))
+            return {int(width): (float(eager), float(compiled)) for width, (eager, compiled) in stored.items()}
+        except (OSError, ValueError, TypeError, AttributeError):
+            return {}
+
+    def _choose(self) -> None:
+        """The faster of the means at every width."""
+        times = self._times()
+        steps: dict[int, FastStep] = {}
+        for graph, runner in self._loaded.items():
+            first, last = GRAPHS[graph]
+            for width in range(first, last + 1):
+                if width not in times:
+                    times[width] = compare(self.model, runner, width)
+                if times[width][1] < times[width][0]:
+                    steps[width] = runner
+        self.model.use(steps, "compiled" if steps else "")
+        write(self.folder / _NOTE, json.dumps({str(w): times[w] for w in sorted(times)}))
+
+
+def refusal(model: Any) -> str | None:
+    """Why a model's steps cannot be compiled, in words; None if they can."""
+    if not isinstance(model, LeanModel):
+        return "it does not run lean"
+    if model.device.type != "cpu":
+        return "it is not on the CPU"
+    tensors = model.weights.tensors()
+    if tensors is None:
+        return "its weights are quantized by a library of their own"
+    if sum(t.nbytes for t in tensors.values()) > LARGEST:
+        return f"its weights are larger than {LARGEST >> 30} GB, and compiled steps hold them twice"
+    return None
+
+
+def prune(root: Path, days: float = 60) -> None:
+    """Removes compiled steps that nobody used for so long (another torch, other weights), and what a kill left."""
+    for folder in root.iterdir() if root.is_dir() else ():
+        limit = 1 if folder.name.startswith(WORK) else days
+        if folder.is_dir() and time.time() - folder.stat().st_mtime > limit * 86400:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def compare(model: LeanModel, runner: FastStep, width: int) -> tuple[float, float]:
+    """Milliseconds of an eager and of a compiled pass, lower quartiles of interleaved runs."""
+    cache = _filled(model, _PLACE, width)
+    ids = [1] * width
+    times: tuple[list[float], list[float]] = ([], [])
+    with torch.inference_mode():
+        for turn in range(_REPEATS + 1):
+            for kept, run in zip(times, (model.eager, runner), strict=True):
+                begun = time.perf_counter()
+                run(ids, cache, width)
+                if turn:  # the first of each allocates
+                    kept.append(1000 * (time.perf_counter() - begun))
+    eager, compiled = (statistics.quantiles(kept, n=4)[0] for kept in times)
+    return round(eager, 4), round(compiled, 4)
+
+
+def write(path: Path, text: str) -> None:
+    """Writes a small file whole or not at all."""
+    part = path.with_suffix(f".{os.getpid()}.part")
+    part.write_text(text, encoding="utf-8")
+    part.replace(path)
+
+
+def _load(path: Path, model: LeanModel) -> FastStep:
+    package = torch._inductor.aoti_load_package(str(path), run_single_threaded=True)
+    run, device = package.loader.run, model.device
+
+    def compiled(ids: Sequence[int], cache: LeanCache, last: int) -> Tensor:
+        views = cache.views(cache.length + len(ids))
+        logits: Tensor = run([torch.tensor(ids, device=device), *views])[0]
+        return logits[len(ids) - last :]
+
+    return compiled
+
+
+def _check(model: LeanModel, runner: FastStep, widths: tuple[int, int]) -> None:
+    """Raises unless the logits are those of an eager pass, within the rounding of the model's arithmetic."""
+    tolerance = 1e-3 if model.dtype == "float32" else 0.1
+    for width in {widths[0], min(5, widths[1]), widths[1]}:
+        for place in {0, min(37, model.context - width)}:
+            cache = _filled(model, place, width)
+            ids = [i % model.vocab for i in range(3, 3 + width)]
+            with torch.inference_mode():
+                want, got = model.eager(ids, cache, width), runner(ids, cache, width)
+            scale = float(want.abs().max().clamp(min=1e-6))
+            if not float((want - got).abs().max()) <= tolerance * scale:  # NaN fails too
+                raise ValueError(f"a compiled pass over {width} tokens differs from an eager one")
+
+
+@torch.inference_mode()
+def _filled(model: LeanModel, length: int, width: int) -> LeanCache:
+    """A cache that holds some text, with room for a pass."""
+    cache = model.new_cache()
+    if length:
+        model.forward([i % model.vocab for i in range(length)], cache, 0)
+    cache.reserve(length + width)
+    return cache
+
+
+def _fingerprint(model: LeanModel, tensors: dict[str, Tensor]) -> str:
+    """What compiled steps are valid for."""
+    digest = hashlib.blake2b(digest_size=12)
+    facts = (_VERSION, model.shape, torch.__version__, torch.get_num_threads(), MAX_WIDTH, _processor())
+    digest.update(repr(facts).encode())
+    for name, tensor in tensors.items():
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.contiguous().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+@functools.cache
+def _processor() -> str:
+    """The processor's abilities: code that was compiled for more of them would end the program."""
+    flags = ""
+    if Path("/proc/cpuinfo").is_file():
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+        flags = next((line for line in lines if line.startswith(("flags", "Features"))), "")
+    return f"{platform.system()} {platform.machine()} {torch.backends.cpu.get_cpu_capability()} {flags}"

@@ -1,0 +1,81 @@
+"""Faster steps for a family, as they become ready: what is on disk at load, what is compiled behind the chat later."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from hsd.runtime.base import LanguageModel
+from hsd.runtime.building import Builder, compiler
+from hsd.runtime.compiled import CompiledSteps, prune, refusal
+from hsd.runtime.lean import LeanModel
+
+OFF = "HSD_COMPILE"
+"""Environment variable that keeps steps eager where it is 0: for tests, and for machines with better things to do."""
+
+
+class Upgrades:
+    """The faster means of a family's models.
+
+    What is on disk already is adopted at once. A model changes its means between replies only, when `adopt` is called:
+    a reply, and the plain decoding that it is compared with, are then of one kind.
+
+    Args:
+        models: name -> model, cheapest first.
+        folder: where compiled steps are kept; None uses none.
+    """
+
+    def __init__(self, models: Mapping[str, LanguageModel], folder: Path | None) -> None:
+        self._steps: dict[str, CompiledSteps] = {}
+        self.refused: dict[str, str] = {}
+        if folder is None or os.environ.get(OFF) == "0":
+            self.refused = dict.fromkeys(models, "compiling is switched off")
+        else:
+            for name, model in models.items():
+                why = refusal(model)
+                if why is None and isinstance(model, LeanModel):
+                    self._steps[name] = CompiledSteps(model, folder)
+                else:
+                    self.refused[name] = why or ""
+            prune(folder)
+        self.adopt()
+        self._builder = Builder(list(self._steps.values())[::-1])
+
+    def start(self) -> None:
+        """Begins to compile what is missing, the target first, behind everything else."""
+        self._builder.start()
+
+    def adopt(self) -> list[str]:
+        """Lets models use what has become ready; the names of those that did. Milliseconds of measuring each."""
+        return [name for name, steps in self._steps.items() if steps.fresh() and steps.attach()]
+
+    def wait(self, tell: Callable[[str], None] = lambda _: None) -> None:
+        """Waits until everything is compiled; minutes, once per machine.
+
+        Args:
+            tell: told what is going on, if there is anything to wait for.
+        """
+        if self._builder.running:
+            tell(f"Compiling steps for this processor ({self._builder.remaining} left); once, a minute or two …")
+            self._builder.wait()
+
+    def close(self) -> None:
+        """Ends what is being compiled; finished steps stay for the next start."""
+        self._builder.close()
+
+    @property
+    def state(self) -> str:
+        """In words, for people."""
+        if self._builder.running:
+            return f"steps are being compiled for this processor, {self._builder.remaining} left"
+        failed = [
+            f"{name} ({steps.failure(graph).read_text(encoding='utf-8')})"
+            for name, steps in self._steps.items()
+            for graph in steps.failed()
+        ]
+        if failed:
+            return f"eager steps where compiling failed: {'; '.join(failed)}"
+        if any(steps.missing() for steps in self._steps.values()):
+            return "eager steps" if compiler() else "eager steps: there is no C++ compiler"
+        return "compiled steps" if self._steps else "eager steps"

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from hsd.config import Family, load_families
     from hsd.engine import Engine
     from hsd.errors import ConfigError, HsdError, LoadError, ModelError, PromptError, StoreError
-    from hsd.machine import memory_fit
+    from hsd.machine import free_memory, memory_fit
     from hsd.memory import MemoryFit, ModelMemory
     from hsd.params import SamplingParams
     from hsd.paths import data_dir
@@ -42,6 +42,7 @@ _HOME = {
     "load_families": "hsd.config",
     "SamplingParams": "hsd.params",
     "data_dir": "hsd.paths",
+    "free_memory": "hsd.machine",
     "memory_fit": "hsd.machine",
     "MemoryFit": "hsd.memory",
     "ModelMemory": "hsd.memory",
@@ -95,6 +96,7 @@ __all__ = [
     "Tokens",
     "__version__",
     "data_dir",
+    "free_memory",
     "load_families",
     "memory_fit",
     "planning",

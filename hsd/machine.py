@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import importlib.metadata
 import os
 import platform
@@ -14,8 +13,8 @@ import psutil
 from hsd.config import Family, default_path, find_family
 from hsd.loading.cache import hub_folder, on_disk
 from hsd.loading.estimate import GB
-from hsd.loading.estimate import fit as fit_in
-from hsd.loading.place import place_of, sharing
+from hsd.loading.load import free_memory as _free_memory
+from hsd.loading.load import settle
 from hsd.memory import MemoryFit
 from hsd.paths import data_dir as data_folder
 
@@ -84,11 +83,12 @@ def memory_fit(
     """
     if isinstance(family, str):
         family = find_family(family, config)
-    at, beside = sharing(family, device)
-    place = place_of(at)
-    if also_free_gb:
-        place = dataclasses.replace(place, free=min(place.free + also_free_gb * GB, place.total))
-    return fit_in(beside, place, dtype)
+    return settle(family, device, dtype, also_free_gb * GB, timed=True)[1]
+
+
+def free_memory() -> None:
+    """Gives the memory of engines that were closed and dropped back to the device, and to the system."""
+    _free_memory()
 
 
 def fit(family: Family) -> dict[str, Any]:

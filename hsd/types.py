@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from hsd.errors import ConfigError
+from hsd.memory import MemoryFit
 
 LOOKUP = "lookup"
 """Name of the level that has no model: it proposes what followed the same words before."""
@@ -326,6 +327,7 @@ class FamilyInfo:
         parameters: model name -> number of parameters.
         dropped: drafts that were left out.
         notes: sentences a person should know (a target that runs plainly, for example).
+        memory: what its weights take, measured, and its caches at the full context; None for models of a program.
     """
 
     name: str
@@ -337,3 +339,4 @@ class FamilyInfo:
     parameters: Mapping[str, int] = field(default_factory=dict)
     dropped: tuple[Dropped, ...] = ()
     notes: tuple[str, ...] = ()
+    memory: MemoryFit | None = None

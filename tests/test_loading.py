@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 
 import hsd
 from hsd.config import ModelSpec
-from hsd.loading.source import source
+from hsd.loading.hub import fetch
 
 GREEDY = hsd.SamplingParams(temperature=0, max_tokens=16)
 TEMPLATE = "{% for m in messages %}<u>{{ m.content }}<e>{% endfor %}{% if add_generation_prompt %}<a>{% endif %}"
@@ -125,7 +125,7 @@ def test_a_model_that_is_on_no_disk_is_one_sentence_offline():
 
 def test_missing_built_in_weights_are_named():
     with pytest.raises(hsd.LoadError, match="missing"):
-        source(ModelSpec("x", "builtin:no-such"))
+        fetch(ModelSpec("x", "builtin:no-such"))
 
 
 def test_the_dtype_can_be_chosen_and_an_unknown_one_is_refused(folder, tmp_path):

@@ -8,6 +8,7 @@ from typing import Any
 
 from hsd.config import Family, ModelSpec
 from hsd.errors import ConfigError, LoadError
+from hsd.memory import MemoryFit
 from hsd.prompts import Tokenizer
 from hsd.runtime import LanguageModel, wrap
 from hsd.types import LOOKUP, Dropped, FamilyInfo, check_name
@@ -30,6 +31,8 @@ class Loaded:
         stored: name -> how its weights are stored ("nf4", "int8", or the dtype).
         dropped: drafts that were left out.
         notes: sentences a person should know.
+        memory: what its weights take, measured, and what its caches may grow to; None for models that a program held.
+        cache_bytes: what the caches of all conversations may take of the device.
     """
 
     family: Family
@@ -41,6 +44,8 @@ class Loaded:
     stored: Mapping[str, str] = field(default_factory=dict)
     dropped: tuple[Dropped, ...] = ()
     notes: tuple[str, ...] = ()
+    memory: MemoryFit | None = None
+    cache_bytes: int = 1 << 62
 
     @property
     def target(self) -> LanguageModel:
@@ -68,6 +73,7 @@ class Loaded:
             parameters=self.parameters,
             dropped=self.dropped,
             notes=(*self.notes, *notes),
+            memory=self.memory,
         )
 
 
@@ -205,7 +211,7 @@ def _unusable(name: str, model: Any, context: int, vocab: int) -> str | None:
 
 def _positions(model: Any) -> int:
     """Longest sequence that a model was made for; very many where its configuration sets no bound."""
-    config = getattr(model, "config", None)
+    config: Any = getattr(model, "config", None)
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
     return int(getattr(text, "max_position_embeddings", None) or 1 << 30)
 

@@ -82,8 +82,12 @@ def device_of(spec: ModelSpec, override: str = "auto") -> str:
     raise ConfigError(f"device: '{wanted}' is not known.", hint)
 
 
-def place_of(device: str) -> Place:
+def place_of(device: str, timed: bool = False) -> Place:
     """A device with its free memory; `$HSD_MEMORY_GB` bounds what counts as free.
+
+    Args:
+        device: torch device, or "balanced" for all GPUs together.
+        timed: also measure how fast a processor reads its memory.
 
     Raises:
         ConfigError: the variable is no number.
@@ -101,7 +105,9 @@ def place_of(device: str) -> Place:
     free = _allowed(memory.available - _KEEP * memory.total)
     if kind == "mps":
         return Place("the Apple GPU, which shares the memory", "mps", free, memory.total)
-    return Place("this computer's memory", "cpu", free, memory.total, bf16=fast_bf16(), read_gbps=read_gbps())
+    return Place(
+        "this computer's memory", "cpu", free, memory.total, bf16=fast_bf16(), read_gbps=read_gbps() if timed else 0.0
+    )
 
 
 def sharing(family: Family, device: str) -> tuple[str, Family]:

@@ -1,87 +1,130 @@
-"""Weights and tokenizers from a hub or a folder, and what can go wrong with them, in one sentence each."""
+"""Weights and tokenizers from a folder: transformers, bitsandbytes and accelerate do the work."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from hsd.config import ModelSpec
-from hsd.errors import HsdError, LoadError
+from hsd.errors import LoadError
+from hsd.loading.explain import readable
+from hsd.loading.hub import fetch
+from hsd.loading.place import fast_bf16
 from hsd.prompts import Tokenizer
 
 _SMALL = 8_000_000
 """Parameters below which a model computes in float32 on a CPU: its step is overhead, and bf16 adds conversions."""
 
-
-def source(spec: ModelSpec) -> str:
-    """Where the weights are: a folder or a hub name.
-
-    Raises:
-        LoadError: the folder does not exist or holds no model.
-    """
-    if spec.path.startswith("builtin:"):
-        folder = Path(__file__).parents[1] / "builtin" / "weights" / spec.path.removeprefix("builtin:")
-    elif spec.path.startswith((".", "/", "~")):
-        folder = Path(spec.path).expanduser()
-    else:
-        return spec.path
-    if not (folder / "config.json").is_file():
-        raise LoadError(f"The weights of '{spec.name}' are missing: {folder} holds no model.", "Check its path.")
-    return str(folder)
+Share = Callable[[float], None]
+"""Told which part of a model has been read, 0 to 1."""
 
 
-def device_of(spec: ModelSpec, override: str) -> str:
-    wanted = override if override != "auto" else spec.device
-    if wanted != "auto":
-        return wanted
-    if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"
-
-
-def read_tokenizer(spec: ModelSpec) -> Any:
+def read_tokenizer(spec: ModelSpec, folder: Path | None = None) -> Any:
+    """A model's tokenizer, from its folder; without one it is fetched first."""
     from transformers import AutoTokenizer
 
-    with _readable(spec):
+    with readable(spec):
         tokenizer = AutoTokenizer.from_pretrained(
-            source(spec), revision=spec.revision, trust_remote_code=spec.trust_remote_code
+            str(folder or fetch(spec)), trust_remote_code=spec.trust_remote_code, local_files_only=True
         )
     # Too long a prompt is the engine's to refuse, with the numbers; transformers would only warn.
     tokenizer.model_max_length = 1 << 30
     return tokenizer
 
 
-def read_model(spec: ModelSpec, device: str, dtype: str | None) -> Any:
+def read_model(
+    spec: ModelSpec,
+    device: str,
+    dtype: str | None,
+    folder: Path | None = None,
+    *,
+    packed: bool = False,
+    share: Share = lambda _: None,
+) -> Any:
+    """A model's weights in memory.
+
+    Args:
+        spec: which, and how it is stored.
+        device: torch device, or "balanced" over all GPUs.
+        dtype: overrides the file's.
+        folder: where its files are; without one they are fetched first.
+        packed: keep 4- and 8-bit weights packed also where there are no fast kernels for them.
+        share: told how far the reading is.
+
+    Raises:
+        LoadError: it cannot be read, or the memory does not suffice.
+    """
     from transformers import AutoModelForCausalLM
 
-    with _readable(spec), _quiet():
+    unpack = spec.quantization != "none" and not packed and device.partition(":")[0] in ("cpu", "mps")
+    first = "cpu" if unpack else device
+    with readable(spec), _watched(share):
         model = AutoModelForCausalLM.from_pretrained(
-            source(spec),
-            revision=spec.revision,
-            dtype=_dtype(spec, device, dtype),
-            quantization_config=_quantization(spec, device, dtype),
+            str(folder or fetch(spec)),
+            dtype=_dtype(spec, first, dtype),
+            quantization_config=_quantization(spec, first, dtype),
             # accelerate places the weights: on one device, or spread over all of them.
-            device_map=device if device == "balanced" else {"": device},
+            device_map=first if first == "balanced" else {"": first},
             use_safetensors=True,
+            local_files_only=True,
             trust_remote_code=spec.trust_remote_code,
         )
-        if device == "cpu" and spec.quantization != "none":
+        model = language_part(model)
+        if unpack:
             # There are no fast 4- or 8-bit kernels here: stored small, computed wide.
             model = model.dequantize()
-            model = model.to(_torch_dtype(dtype or "float32"))
+            wide = dtype or (spec.dtype if spec.dtype != "auto" else None)
+            model = model.to(_torch_dtype(wide) if wide else cpu_dtype(model.num_parameters()))
+            model = model.to(device)
         if device == "cpu" and dtype is None and spec.dtype == "auto" and spec.quantization == "none":
             model = model.to(cpu_dtype(model.num_parameters()))
     return model
 
 
+def language_part(model: Any) -> Any:
+    """The text model of one that also sees pictures (Gemma 3): the rest is given back, nobody would use it."""
+    if type(model).__name__ != "Gemma3ForConditionalGeneration":
+        return model
+    from transformers import Gemma3ForCausalLM
+
+    with torch.device("meta"):
+        text = Gemma3ForCausalLM(model.config.text_config)
+    text.model, text.lm_head = model.model.language_model, model.lm_head
+    text.generation_config = model.generation_config
+    for name in ("hf_device_map", "quantization_method", "hf_quantizer", "is_quantized"):
+        if hasattr(model, name):
+            setattr(text, name, getattr(model, name))
+    if getattr(model.config, "quantization_config", None) is not None:
+        text.config.quantization_config = model.config.quantization_config
+    return text.eval()
+
+
+def held_bytes(model: Any) -> int:
+    """Bytes of a model's weights in memory, with the scales that bitsandbytes keeps beside them."""
+    seen: dict[int, int] = {}
+
+    def count(value: Any) -> None:
+        if isinstance(value, torch.Tensor) and value.device.type != "meta":
+            seen[value.untyped_storage().data_ptr()] = value.untyped_storage().nbytes()
+
+    for parameter in (*model.parameters(), *model.buffers()):
+        count(parameter)
+        count(getattr(parameter, "SCB", None))
+        state = getattr(parameter, "quant_state", None)
+        while state is not None:
+            for name in ("absmax", "code", "offset"):
+                count(getattr(state, name, None))
+            state = getattr(state, "state2", None)
+    return sum(seen.values())
+
+
 def cpu_dtype(parameters: int) -> torch.dtype:
     """What a model of this size computes in on this CPU when nobody said."""
-    fast_bf16 = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    return torch.bfloat16 if fast_bf16 and parameters >= _SMALL else torch.float32
+    return torch.bfloat16 if fast_bf16() and parameters >= _SMALL else torch.float32
 
 
 def _dtype(spec: ModelSpec, device: str, override: str | None) -> Any:
@@ -115,69 +158,56 @@ def _quantization(spec: ModelSpec, device: str, dtype: str | None) -> Any:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """transformers' own progress bar is about tensors; people are told about models."""
+def _watched(share: Share) -> Iterator[None]:
+    """transformers' own progress bar counts tensors on a terminal; here it is told to whoever asked."""
     from transformers.utils import logging
 
     was = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
+    hook = getattr(logging, "set_tqdm_hook", None)
+    before = hook(lambda factory, args, options: _Bar(factory, args, options, share)) if hook else None
     try:
         yield
     finally:
+        if hook:
+            hook(before)
         if was:
             logging.enable_progress_bar()
 
 
-@contextlib.contextmanager
-def _readable(spec: ModelSpec) -> Iterator[None]:
-    """What can go wrong while a model is fetched and read becomes one sentence and a hint."""
-    try:
-        yield
-    except HsdError:
-        raise
-    except Exception as error:
-        raise _explained(spec, error) from error
+class _Bar:
+    """Stands for a progress bar over tensors: iterates, and tells how far it is."""
+
+    def __init__(self, factory: Any, args: tuple[Any, ...], options: dict[str, Any], share: Share) -> None:
+        self._inner = factory(*args, **options)
+        self._items: Iterable[Any] = args[0] if args else options.get("iterable", ())
+        self._share = share
+
+    def __iter__(self) -> Iterator[Any]:
+        items = list(self._items)
+        for done, item in enumerate(items, 1):
+            yield item
+            if done % 16 == 0 or done == len(items):
+                self._share(done / len(items))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+    def __enter__(self) -> _Bar:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._inner.close()
 
 
-def _explained(spec: ModelSpec, error: Exception) -> LoadError:
-    from huggingface_hub import errors as hub
-
-    name = f"'{spec.name}' ({spec.path})"
-    chain: list[BaseException] = []  # transformers wraps the hub's errors into its own
-    cause: BaseException | None = error
-    while cause is not None and cause not in chain:
-        chain.append(cause)
-        cause = cause.__cause__ or cause.__context__
-
-    def was(*kinds: type[BaseException]) -> bool:
-        return any(isinstance(e, kinds) for e in chain)
-
-    if was(hub.GatedRepoError):
-        return LoadError(
-            f"{name} is gated: the hub gives it only to people who accepted its terms.",
-            f"Ask for access at https://huggingface.co/{spec.path}, then run 'hf auth login'.",
-        )
-    if was(hub.LocalEntryNotFoundError, hub.OfflineModeIsEnabled, ConnectionError):
-        return LoadError(
-            f"{name} is not on this disk, and the hub does not answer.",
-            "Check the network (the first start of a family downloads it), or give a local folder.",
-        )
-    if was(hub.RepositoryNotFoundError):
-        return LoadError(f"There is no {name} on the hub.", "Check its path in models.yaml.")
-    if was(MemoryError, torch.OutOfMemoryError):
-        return LoadError(f"{name} does not fit the memory.", "Choose a smaller family or a quantization.")
-    first = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
-    return LoadError(f"{name} cannot be loaded: {first}.", "Check its path and files.")
-
-
-def check_tokenizer(spec: ModelSpec, tokenizer: Tokenizer) -> None:
+def check_tokenizer(spec: ModelSpec, tokenizer: Tokenizer, folder: Path | None = None) -> None:
     """A draft that brings a tokenizer must bring the target's: ids are handed from model to model.
 
     Raises:
         LoadError: it does not.
     """
     try:
-        own = read_tokenizer(spec)
+        own = read_tokenizer(spec, folder)
     except LoadError:
         return  # a folder of weights alone: its rows are compared with the target's later
     mine, theirs = own.get_vocab(), tokenizer.get_vocab()

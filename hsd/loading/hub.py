@@ -1,0 +1,265 @@
+"""Models of the hub onto this disk: which files, how far, and going on where a download was cut off.
+
+Files go into the hub client's own cache, so that other programs find them too. The client begins a file anew when its
+program was killed; large files are therefore fetched here, into a part file beside their place, and handed to the
+client whole and checked.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import logging
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from hsd.config import ModelSpec
+from hsd.errors import LoadError
+from hsd.loading.cache import folder_of, hub_folder, is_local, local_folder, missing_files
+
+Tell = Callable[[str, float, float], None]
+"""Told the step in words, bytes that are here, bytes in all."""
+
+_LARGE = 1_000_000  # bytes from which a file is fetched so that it can go on
+_ROOM = 200_000_000  # bytes of disk that a download leaves free
+_SMALL_FILES = (".json", ".model", ".txt", ".jinja")
+_TOKENIZER = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "vocab.txt")
+
+
+@dataclass(frozen=True, slots=True)
+class _File:
+    """One file of a model on the hub; `sha256` is known of large ones."""
+
+    name: str
+    size: int
+    sha256: str | None
+
+
+def fetch(spec: ModelSpec, tell: Tell = lambda *_: None) -> Path:
+    """The folder with a model's files, downloaded if they are not on this disk. What is complete is used unasked.
+
+    Raises:
+        LoadError: a folder without a model, no safetensors, no room on the disk, or a file that arrived damaged.
+        Exception: whatever the hub's client raises; `explain` makes a sentence of it.
+    """
+    if is_local(spec):
+        folder = local_folder(spec)
+        if not (folder / "config.json").is_file():
+            raise LoadError(f"The weights of '{spec.name}' are missing: {folder} holds no model.", "Check its path.")
+        return folder
+    here = folder_of(spec)
+    if here is not None and not missing_files(here) and any((here / name).is_file() for name in _TOKENIZER):
+        return here
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        raise not_here(spec, "HF_HUB_OFFLINE is set: nothing is downloaded", "Unset it once to download the family")
+    return _download(spec, tell)
+
+
+def not_here(spec: ModelSpec, why: str, hint: str) -> LoadError:
+    """The sentence for a model that is not, or not wholly, on this disk."""
+    here = folder_of(spec)
+    lacks = missing_files(here) if here is not None else []
+    some = f"; of its files {', '.join(lacks[:3])}{' and others' * (len(lacks) > 3)} are missing" if lacks else ""
+    return LoadError(
+        f"'{spec.name}' ({spec.path}) is not on this disk{some}, and {why}.", f"{hint}, or give a local folder."
+    )
+
+
+def _download(spec: ModelSpec, tell: Tell) -> Path:
+    from huggingface_hub import HfApi, snapshot_download
+
+    tell("asking the hub", 0, 0)
+    files, commit = _listing(HfApi(), spec)
+    store = hub_folder() / f"models--{spec.path.replace('/', '--')}"
+    wanted = sum(f.size for f in files)
+    held = sum(_held(store, commit, f) for f in files)
+    _room_for(spec, wanted - held)
+    progress = _Progress(tell, held, wanted)
+    with _quiet():
+        for file in files:
+            if file.sha256 and file.size >= _LARGE and not (store / "snapshots" / commit / file.name).exists():
+                _fetch_large(spec, commit, file, store / "blobs", progress)
+        names = [f.name for f in files]
+        folder = snapshot_download(
+            spec.path,
+            revision=spec.revision,
+            allow_patterns=names,
+            cache_dir=hub_folder(),
+            tqdm_class=progress.bar(f"downloading {spec.path}"),
+            max_workers=4,
+        )
+    return Path(folder)
+
+
+def _listing(api: Any, spec: ModelSpec) -> tuple[list[_File], str]:
+    """What is wanted of a model's files, small ones first, and the commit they belong to."""
+    from huggingface_hub.hf_api import RepoFile
+
+    commit = api.repo_info(spec.path, revision=spec.revision).sha
+    found = []
+    for entry in api.list_repo_tree(spec.path, revision=commit):
+        if isinstance(entry, RepoFile):
+            size = entry.size if entry.lfs is None else entry.lfs.size
+            found.append(_File(entry.path, int(size), None if entry.lfs is None else entry.lfs.sha256))
+    names = {f.name for f in found}
+    endings = (*_SMALL_FILES, ".py") if spec.trust_remote_code else _SMALL_FILES
+    weights = [f for f in found if f.name.endswith(".safetensors") and not f.name.startswith("consolidated")]
+    if not weights:
+        other = sorted(n for n in names if n.endswith((".bin", ".pth", ".pt", ".gguf")))
+        raise LoadError(
+            f"'{spec.name}' ({spec.path}) has no safetensors{f', but {other[0]}' if other else ''}.",
+            "Other formats can run code when they are read; choose a model with safetensors.",
+        )
+    small = [f for f in found if f.name.endswith(endings)]
+    return [*small, *weights], commit
+
+
+def _held(store: Path, commit: str, file: _File) -> int:
+    """Bytes of a file that are on this disk already."""
+    if (store / "snapshots" / commit / file.name).exists():
+        return file.size
+    for place in (store / "blobs" / (file.sha256 or "-"), _part(store / "blobs", file)):
+        with contextlib.suppress(OSError):
+            return min(place.stat().st_size, file.size)
+    return 0
+
+
+def _part(blobs: Path, file: _File) -> Path:
+    return blobs / f"{file.sha256}.part"
+
+
+def _room_for(spec: ModelSpec, more: int) -> None:
+    place = hub_folder()
+    while not place.exists():
+        place = place.parent
+    free = shutil.disk_usage(place).free
+    if more + _ROOM > free:
+        raise LoadError(
+            f"'{spec.name}' ({spec.path}) needs {more / 1e9:.1f} GB more on the disk, and {free / 1e9:.1f} GB are free "
+            f"at {hub_folder()}.",
+            "Free some, or set HF_HOME to a folder on a larger disk.",
+        )
+
+
+def _fetch_large(spec: ModelSpec, commit: str, file: _File, blobs: Path, progress: _Progress) -> None:
+    """One large file into the client's cache, from where it was cut off."""
+    from huggingface_hub import hf_hub_url
+    from huggingface_hub.file_download import http_get
+    from huggingface_hub.utils import HfHubHTTPError, build_hf_headers
+
+    whole = blobs / str(file.sha256)
+    blobs.mkdir(parents=True, exist_ok=True)
+    if whole.exists():
+        return
+    url = hf_hub_url(spec.path, file.name, revision=commit)
+    with _locked(_part(blobs, file), lambda: progress.say(f"waiting: another program downloads {file.name}")) as part:
+        if whole.exists():
+            return
+        if part.tell() > file.size:
+            part.truncate(0)
+        part.seek(0, os.SEEK_END)
+        options: dict[str, Any] = {"expected_size": file.size, "tqdm_class": progress.bar(f"downloading {file.name}")}
+        try:
+            http_get(url, part, resume_size=part.tell(), headers=build_hf_headers(), **options)
+        except HfHubHTTPError as error:
+            if getattr(error.response, "status_code", 0) != 416:  # the server has less than it said
+                raise
+            part.truncate(0)
+            raise _damaged(spec, file, "the hub holds less of it than it says") from error
+        except OSError as error:
+            if error.errno is not None or "Consistency" not in str(error):
+                raise  # the disk's, or the network's: what has arrived stays
+            short = part.tell()
+            part.truncate(0)
+            raise _damaged(spec, file, f"{short:,} of {file.size:,} bytes arrived") from error
+        part.flush()
+        if part.tell() != file.size:
+            part.truncate(0)
+            raise _damaged(spec, file, f"{part.tell():,} of {file.size:,} bytes arrived")
+        progress.say(f"checking {file.name}")
+        part.seek(0)
+        if hashlib.file_digest(part, "sha256").hexdigest() != file.sha256:
+            part.truncate(0)
+            raise _damaged(spec, file, "its checksum is not the one that the hub names")
+        os.replace(_part(blobs, file), whole)
+
+
+def _damaged(spec: ModelSpec, file: _File, why: str) -> LoadError:
+    return LoadError(
+        f"'{spec.name}' ({spec.path}) cannot be loaded: {file.name} arrived damaged, {why}.",
+        "It was thrown away: start again to fetch it anew.",
+    )
+
+
+@contextlib.contextmanager
+def _locked(path: Path, waiting: Callable[[], None]) -> Iterator[Any]:
+    """A file to append to, held by one program at a time."""
+    with path.open("a+b") as stream:
+        said = False
+        while True:
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if not said:
+                    waiting()
+                said = True
+                time.sleep(0.5)
+        yield stream
+
+
+class _Progress:
+    """Bytes of one model, told at most ten times a second."""
+
+    def __init__(self, tell: Tell, held: int, total: int) -> None:
+        self._tell, self._held, self._total = tell, held, total
+        self._last = 0.0
+        self.say("downloading")
+
+    def say(self, step: str) -> None:
+        self._tell(step, self._held, self._total)
+
+    def add(self, step: str, count: float) -> None:
+        self._held = min(self._held + int(count), self._total)
+        now = time.monotonic()
+        if now - self._last > 0.1 or self._held == self._total:
+            self._last = now
+            self.say(step)
+
+    def bar(self, step: str) -> Any:
+        """A progress bar as the client wants one, which counts here and shows nothing."""
+        progress = self
+
+        class Bar(tqdm):
+            def __init__(self, *args: Any, **options: Any) -> None:
+                options.pop("name", None)
+                self._bytes = options.get("unit") == "B"
+                super().__init__(*args, **{**options, "disable": True})
+
+            def update(self, n: float | None = 1) -> None:
+                if self._bytes:
+                    progress.add(step, n or 0)
+
+        return Bar
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """The client's warnings about retries are not for people: what matters ends as a sentence."""
+    logger = logging.getLogger("huggingface_hub")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)

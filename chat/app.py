@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING
 
 import hsd
 from chat.guard import Guard, is_loopback
+from chat.own_families import OwnFamilies
 from chat.request import EngineLike, Load
 from chat.session import Session
 from chat.store import Store
@@ -73,6 +74,9 @@ def serve(arguments: Arguments) -> int:
         system=family.system,
         may_drop=family.overflow == "drop",
     )
+    if is_loopback(arguments.host) and not arguments.share:
+        # What is added is loaded from this machine and written to it: nothing for guests.
+        session.own_families = OwnFamilies(folder, arguments.config)
     stopped = _stop_on_signals()
     password = arguments.password or needed_password(arguments)
     page, address, shared = launch(session, arguments, password)

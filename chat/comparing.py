@@ -8,6 +8,7 @@ from typing import Any
 import hsd
 from chat import plans
 from chat.library import Library
+from chat.own_families import OwnFamilies
 from chat.race import Standing, place, request_for
 from chat.worker import Worker
 
@@ -20,6 +21,8 @@ class Comparing(Library):
 
     worker: Worker
     models: tuple[str, ...]
+    own_families: OwnFamilies | None = None
+    """Where a person may add families; None where nobody may."""
 
     def _levels(self) -> tuple[tuple[str, ...], str | None]:
         """Names of the family's models, and its target if that is known."""

@@ -95,6 +95,8 @@ class Session(Comparing):
 
     def _save(self, message_id: str, values: Mapping[str, Any]) -> None:
         self._of(message_id).update(message_id, **values)
+        if "race" in values and (message := self.message(message_id)):
+            self._touch(message.conversation_id)
         if "state" in values:
             self._touch("list")
 

@@ -83,7 +83,7 @@ def test_before_the_first_reply_costs_are_known_and_acceptances_are_not(session:
     until(lambda: session.engine.known is not None)
     known = session.engine.known
     assert known is not None and abs(known.at - time.time()) < 60
-    html = ui.top(session.engine, known, "auto", (), TONES)
+    html = ui.top(session.engine, known, "auto", TONES)
     assert known.explained["acceptances"] or "No pair has been scored yet" in html
     assert [level.name for level in plans.levels(info(session), known, None)] == ["lookup", *MODELS]
     assert all(level.ms and level.ms > 0 for level in plans.levels(info(session), known, None))
@@ -92,7 +92,7 @@ def test_before_the_first_reply_costs_are_known_and_acceptances_are_not(session:
 def test_the_page_shows_measured_pairs_with_their_denominators(session: Session, known: plans.Known) -> None:
     edges = plans.edges(info(session), known, hsd.Plan.parse(known.explained["plan"]))
     assert {(e.draft, e.verifier) for e in edges} >= {("small", "big"), ("medium", "big"), ("lookup", "small")}
-    html = ui.top(session.engine, known, "auto", (), TONES)
+    html = ui.top(session.engine, known, "auto", TONES)
     for edge in edges:
         assert f"{100 * edge.rate:.0f}% of {edge.positions:,}" in html and edge.positions > 0
     assert f"<code>{escape(known.explained['plan'])}</code>" in html
@@ -128,7 +128,7 @@ def test_a_busy_engine_leaves_the_last_known_numbers_on_the_page(session: Sessio
     conversation = session.send(None, "go on", Settings(temperature=1.5, max_tokens=400, plan="big"))
     until(lambda: (live := session.live(conversation)) is not None and live.started)
     begun = time.monotonic()
-    html = ui.top(session.engine, session.engine.known, "auto", (), TONES)
+    html = ui.top(session.engine, session.engine.known, "auto", TONES)
     assert time.monotonic() - begun < 0.5 and "ms per token" in html
     session.stop(conversation)
     until(lambda: session.live(conversation) is None)
@@ -142,11 +142,11 @@ def test_an_engine_that_cannot_explain_costs_nothing(tmp_path: Path) -> None:
     for engine in (ScriptedEngine(poem), Broken(poem)):
         assert plans.look_up(engine, 0.7) is None
     view = EngineView(state="ready", info=ScriptedEngine(poem).info)
-    assert "Nothing is measured yet" in ui.top(view, None, "auto", (), looks(view.info.models))
-    assert "Auto decides with the first reply" in ui.top(view, None, "auto", (), {})
+    assert "Nothing is measured yet" in ui.top(view, None, "auto", looks(view.info.models))
+    assert "Auto decides with the first reply" in ui.top(view, None, "auto", {})
     assert "middle" in ui.rest(view, None, (), {}) and "its vocabulary is not the target" in ui.rest(view, None, (), {})
-    assert "the family is not loaded" in ui.top(EngineView(), None, "auto", (), {})
-    assert "No GPU" in ui.top(EngineView(state="failed", error="No GPU."), None, "auto", (), {})
+    assert "the family is not loaded" in ui.top(EngineView(), None, "auto", {})
+    assert "No GPU" in ui.top(EngineView(state="failed", error="No GPU."), None, "auto", {})
 
 
 # What the last replies did
@@ -204,8 +204,8 @@ def test_names_cannot_break_out_of_the_pictures() -> None:
     ]
     bad = hsd.FamilyInfo("f", NASTY, MODELS, "big", 64, "cpu", dropped=(hsd.Dropped(NASTY, NASTY),), notes=(NASTY,))
     view = EngineView(state="ready", info=bad)
-    pieces += [ui.top(view, None, "auto", (), {}), ui.rest(view, None, REPLIES, {})]
-    pieces.append(ui.top(EngineView(state="failed", error=NASTY), None, "auto", (), {}))
+    pieces += [ui.top(view, None, "auto", {}), ui.rest(view, None, REPLIES, {})]
+    pieces.append(ui.top(EngineView(state="failed", error=NASTY), None, "auto", {}))
     for html in pieces:
         assert not re.search(r"<(script|img)", html) and "&lt;script&gt;" in html
 
@@ -221,7 +221,7 @@ def test_a_pinned_plan_is_stored_with_its_conversation_and_run(session: Session)
     session.send(first.conversation_id, "and?", Settings.from_dict(stored))
     until(lambda: session.live(first.conversation_id) is None)
     assert session.snapshot(first.conversation_id).messages[-1].stats["plan"] == "small:2>big"
-    html = ui.top(session.engine, session.engine.known, "small:2>big", (), TONES)
+    html = ui.top(session.engine, session.engine.known, "small:2>big", TONES)
     assert "Set by hand" in html and "small drafts 2 tokens" in html
     assert session.pin_plan(first.conversation_id, "") == "auto"
     assert session.conversation(first.conversation_id).settings["plan"] == "auto"

@@ -63,6 +63,7 @@ class Actions:
     def _show(self, tab: Tab, conversation_id: str | None, *, temporary: bool = False) -> None:
         """Open another conversation; a temporary one that is left for it is forgotten."""
         left, tab.open, tab.temporary = tab.open, conversation_id, temporary
+        tab.view, tab.plan, tab.said = "", "", ""
         if left and left != conversation_id and not self.tabs.shows(left):
             self.session.forget(left)
 
@@ -139,9 +140,10 @@ class Actions:
         """Load the engine, or give its memory back."""
         tab = self._tab(request)
         try:
-            if (event._data or {}).get("action") == "unload":
+            action = (event._data or {}).get("action")
+            if action == "unload":
                 self.session.unload()
-            else:
+            elif action == "load":
                 self.session.load()
         except hsd.HsdError as error:
             tab.problem = str(error)

@@ -115,7 +115,9 @@ def _share(name: str, level: Mapping[str, Any] | None, role: str) -> str:
 def _plan(view: EngineView, last: Mapping[str, Any] | None) -> str:
     plan = view.plan or (last or {}).get("plan", "")
     if not plan:
-        return "<h3>Plan</h3><p class='quiet'>Chosen with the first reply.</p>"
+        return (
+            f"<h3>Plan</h3><p class='quiet'>Chosen with the first reply.</p>{_button('plan', 'What is known of plans')}"
+        )
     text = f"<h3>Plan</h3><p><code>{escape(plan)}</code></p>"
     if view.reason:
         text += f'<p class="quiet">{escape(view.reason)}</p>'
@@ -125,7 +127,7 @@ def _plan(view: EngineView, last: Mapping[str, Any] | None) -> str:
             f'<p class="quiet">Last reply: {last["forecast_ms_per_token"]:.1f} ms per token expected, '
             f"{outcome:.1f} ms came out.</p>"
         )
-    return text
+    return text + _button("plan", "Why this plan")
 
 
 def _context(info: hsd.FamilyInfo, here: Mapping[str, Any] | None) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from chat.records import Conversation, Message
 from chat.session import Live
-from chat.ui import reply, thinking
+from chat.ui import race, reply, thinking
 from chat.ui.text import Growing, escape, markdown, plural
 
 SHOWN = 100
@@ -92,7 +92,7 @@ def _footer(message: Message, known: dict[str, str], place: tuple[int, int] | No
     where = (
         '<div class="where"><button type="button" class="plain" data-action="provenance">'
         "Show where each token came from</button><div></div></div>"
-    )
+    ) + race.links(message)
     slow = " slower" if (message.stats.get("speedup") or 1) < 1 else ""
     return (
         f'<div class="foot"><details class="meta"><summary class="line{slow}">{escape(reply.line(message.stats))}'

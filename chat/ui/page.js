@@ -155,7 +155,7 @@
   addEventListener("scroll", () => { following = atEnd(); }, { passive: true });
   let due = false;
   const toEnd = () => {
-    if (!following || due) return;
+    if (!following || due || document.documentElement.dataset.view !== "chat") return;
     due = true;
     requestAnimationFrame(() => {
       due = false;

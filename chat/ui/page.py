@@ -11,23 +11,24 @@ from typing import Any
 import gradio as gr
 
 from chat.session import Session
-from chat.ui import actions, settings, watch
+from chat.ui import actions, families, settings, views, watch
 from chat.ui.tabs import Tabs
 
 # KaTeX as Gradio brings it, for formulas; its name changes with Gradio's version, and it may be missing.
 _FORMULAS = next(iter(sorted(Path(gr.__file__).parent.glob("templates/frontend/assets/katex-*.js"))), None)
-CSS = files("chat.ui").joinpath("style.css").read_text("utf-8")
+CSS = "".join(files("chat.ui").joinpath(name).read_text("utf-8") for name in ("style.css", "plan.css"))
 HEAD = (
     "<style>@media (max-width: 800px) { html:not(.drawers) .sidebar { display: none !important; } }</style>"
     f"<script>window.hsdKatex = {json.dumps(_FORMULAS and 'assets/' + _FORMULAS.name)};</script>"
     + "".join(
-        f"<script>{files('chat.ui').joinpath(name).read_text('utf-8')}</script>" for name in ("page.js", "unsent.js")
+        f"<script>{files('chat.ui').joinpath(name).read_text('utf-8')}</script>"
+        for name in ("plan.js", "page.js", "unsent.js")
     )
 )
 # Clicks inside HTML of ours reach Python as one event that says which action on what.
 CLICKS = "element.addEventListener('click', (event) => hsdClick(event, trigger, server, props));"
 OPEN_FROM_ADDRESS = "() => [(location.hash.match(/c=([\\w-]+)/) || ['', ''])[1]]"
-SHOW_IN_ADDRESS = "(id) => { if (id) { history.replaceState(null, '', '#c=' + id); hsdOpened(id); } }"
+SHOW_IN_ADDRESS = "(id) => { if (id) { hsdAddress({ c: id }); hsdOpened(id); } }"
 
 
 def build(session: Session) -> gr.Blocks:
@@ -36,6 +37,7 @@ def build(session: Session) -> gr.Blocks:
     with gr.Blocks(title="hsd chat", analytics_enabled=False, fill_height=True) as page:
         ui = _left()
         ui |= _middle(session)
+        ui |= views.build(CLICKS)
         ui |= _right(session)
         # Never shown: the id of the open conversation, on its way to and from the address.
         ui["current"] = gr.Textbox(visible="hidden", elem_id="current", label="Open conversation")
@@ -86,7 +88,8 @@ def _right(session: Session) -> dict[str, Any]:
     with gr.Sidebar(label="Engine", width=300, position="right", elem_id="right"):
         engine = _html(elem_id="engine", js_on_load=CLICKS)
         fields = settings.build(session.default_plan)
-    return {"engine": engine, "settings": fields}
+        own = families.build() if session.own_families else {}
+    return {"engine": engine, "settings": fields, **own}
 
 
 def _wire(page: gr.Blocks, session: Session, tabs: Tabs, ui: dict[str, Any]) -> None:
@@ -97,7 +100,7 @@ def _wire(page: gr.Blocks, session: Session, tabs: Tabs, ui: dict[str, Any]) -> 
         "api_visibility": "private",
         "concurrency_limit": None,
     }
-    parts = watch.parts(session, ui)
+    parts = watch.parts(session, ui) + views.parts(session, ui)
 
     async def follow(wanted: str, request: gr.Request) -> AsyncIterator[list[Any]]:
         async for values in watch.follow(parts, tabs.of(request.session_hash, wanted)):
@@ -121,6 +124,9 @@ def _wire(page: gr.Blocks, session: Session, tabs: Tabs, ui: dict[str, Any]) -> 
     ui["head"].select(do.bring, None, fields, **quiet)
     ui["engine"].select(do.engine, None, None, **quiet)
     ui["history"].select(do.turn, fields, [message], **quiet)
+    views.wire(page, session, tabs, ui, quiet)
+    if session.own_families:
+        families.wire(session.own_families, ui, quiet)
     page.unload(do.leave)
 
 

@@ -9,14 +9,16 @@
   read();
   const show = () => { document.documentElement.dataset.view = address.v.split(":")[0] || "chat"; };
   show();
+  let left = document.documentElement.scrollHeight;
   window.hsdAddress = (change) => {
+    if (document.documentElement.dataset.view === "chat") left = scrollY;
     Object.assign(address, change);
     history.replaceState(null, "", `#c=${address.c}${address.v ? `&v=${address.v}` : ""}`);
     const before = document.documentElement.dataset.view;
     show();
     const now = document.documentElement.dataset.view;
     if (before === now) return;
-    scrollTo(0, 0);
+    scrollTo(0, now === "chat" ? left : 0);
     if (now !== "chat" && innerWidth < 800) {
       document.querySelector("#right.open .toggle-button, #left.open .toggle-button")?.click();
     }

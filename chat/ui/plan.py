@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import hsd
 from chat import plans
@@ -13,13 +13,13 @@ from chat.request import EngineView
 from chat.ui import plots
 from chat.ui.levels import look
 from chat.ui.reply import chain
-from chat.ui.text import count, escape, plural, seconds
+from chat.ui.text import count, escape, plural
 
 RANKED = 10
 """Plans of the ranking that are shown at once; the others are folded."""
 
 
-def top(view: EngineView, known: Known | None, plan: str, replies: Sequence[Message], tones: dict[str, str]) -> str:
+def top(view: EngineView, known: Known | None, plan: str, tones: dict[str, str]) -> str:
     """Picture, plan and reason. `plan` is what the next reply will be asked for: "auto", or one set by hand."""
     head = (
         '<div class="planpage"><div class="name"><h1>Plan</h1><button type="button" class="plain" data-action="chat">'
@@ -66,16 +66,21 @@ def ago(moment: float, now: float) -> str:
     return f"{spent / 86400:.0f} days ago"
 
 
+def milliseconds(value: float) -> str:
+    """`0.004 ms`, `0.39 ms`, `12.3 ms`."""
+    return f"{value:.3f} ms" if value < 0.1 else f"{value:.2f} ms" if value < 10 else f"{value:.1f} ms"
+
+
 def _source(known: Known | None, info: hsd.FamilyInfo, now: float) -> str:
     if known is None:
         return f"{escape(info.title)}. Nothing is measured yet; the numbers come while nobody waits for a reply."
     temperature = known.explained["temperature"]
     kind = "greedy replies (temperature 0)" if temperature == 0 else f"replies at temperature {temperature:g}"
     times = [moment for name, moment in known.measured.items() if name in info.models]
-    age = f"Step times were measured {ago(min(times), now)} at the earliest" if times else "Step times have no date"
+    age = f" Every model's step times were measured again since {_when(min(times))}." if times else ""
     return (
-        f"{escape(info.title)}. Numbers of {ago(known.at, now)}, for {kind}, out of "
-        f"{plural(known.replies, 'reply')} of this family. {age}."
+        f"{escape(info.title)}. Looked up {ago(known.at, now)}, for {kind}, after {plural(known.replies, 'reply')} of "
+        f"this family.{age}"
     )
 
 
@@ -84,21 +89,22 @@ def _family(info: hsd.FamilyInfo, known: Known | None, plan: hsd.Plan | None, to
     nodes = "".join(_node(level, tones) for level in levels)
     note = (
         "An arc says how many of a draft's tokens the model at its right end accepts, and over how many scored "
-        "positions; thick ones are in the plan, dashed ones rest on fewer than 500 positions."
+        "positions; thick ones are in the plan, dashed ones rest on fewer than 500 positions. Times are of a pass over "
+        "one token."
         if edges
         else "No pair has been scored yet. That happens after a reply, while nobody waits."
     )
     return (
         f'<figure class="family"><div class="scroll" tabindex="0" role="group" aria-label="The family as a picture">'
-        f'<div style="min-width:{7.5 * len(levels)}rem">{plots.family(levels, edges, tones) if edges else ""}'
+        f'<div style="min-width:{6.6 * len(levels):.1f}rem">{plots.family(levels, edges, tones) if edges else ""}'
         f'<ol class="nodes" style="grid-template-columns:repeat({len(levels)},1fr)">{nodes}</ol></div></div>'
         f"<figcaption class='quiet'>{note}</figcaption>{_edge_table(edges)}</figure>"
     )
 
 
 def _node(level: Level, tones: dict[str, str]) -> str:
-    size = f"{count(level.parameters)} parameters" if level.parameters else "no model: repeats what was said"
-    cost = f"{level.ms:.2f} ms per token" if level.ms is not None else "not measured"
+    size = f"{count(level.parameters)} parameters" if level.parameters else "no model"
+    cost = milliseconds(level.ms) if level.ms is not None else "not measured"
     role = "target" if level.target else f"hands up {level.threshold}" if level.threshold else "not in the plan"
     state = "used" if level.used else "unused"
     return (
@@ -184,8 +190,7 @@ def _ranking(known: Known | None) -> str:
     best = ranked[: RANKED + 1]
     head = (
         '<table class="levels ranking"><thead><tr><th scope="col">plan</th><th scope="col">forecast</th>'
-        '<th scope="col">against plain</th><th scope="col">why not</th><th scope="col"><span class="sr">pin</span></th>'
-        "</tr></thead>"
+        '<th scope="col">against plain</th><th scope="col">why not</th></tr></thead>'
     )
     rows = "".join(map(_rank, best))
     more = ""
@@ -204,10 +209,10 @@ def _ranking(known: Known | None) -> str:
 def _rank(rank: Rank) -> str:
     name = escape(rank.plan)
     speed = f"{rank.speedup:.2f}×" if rank.speedup >= 0.995 else f"slower, {rank.speedup:.2f}×"
+    pin = f'<button type="button" class="plain" data-action="pin" data-id="{name}" aria-label="Pin {name}">Pin</button>'
     return (
-        f'<tr{"" if rank.why else " class=chosen"}><th scope="row"><code>{name}</code></th><td>{rank.ms:.2f} ms</td>'
-        f"<td>{speed}</td><td>{escape(rank.why) or 'auto runs it'}</td><td><button type='button' class='plain' "
-        f'data-action="pin" data-id="{name}" aria-label="Pin {name}">Pin</button></td></tr>'
+        f'<tr{"" if rank.why else " class=chosen"}><th scope="row"><code>{name}</code> {pin}</th>'
+        f"<td>{rank.ms:.2f} ms</td><td>{speed}</td><td>{escape(rank.why) or 'auto runs it'}</td></tr>"
     )
 
 
@@ -246,8 +251,8 @@ def _outcome_words(points: Sequence[Outcome]) -> str:
     slower = sum(point.outcome_ms > point.forecast_ms for point in points)
     return (
         f"On the line both are equal; above it the reply was slower than forecast, as {slower:,} of {len(points):,} "
-        f"were. Half of the outcomes were within {100 * error:.0f}% of the forecast. Both axes are logarithmic; the "
-        "mark is that of the level just below the target."
+        f"were. Half of the outcomes were within a factor of {1 + error:.2f} of the forecast. Both axes are "
+        "logarithmic; the mark is that of the level just below the target."
     )
 
 
@@ -268,11 +273,3 @@ def _switches(known: Known | None) -> str:
 
 def _when(moment: float) -> str:
     return time.strftime("%d %b %H:%M", time.localtime(moment))
-
-
-def settings_of(stored: Mapping[str, object] | None, otherwise: str) -> str:
-    """The plan in a conversation's stored settings."""
-    return str((stored or {}).get("plan") or otherwise)
-
-
-__all__ = ["against_plain", "ago", "in_words", "rest", "seconds", "settings_of", "top"]

@@ -20,7 +20,7 @@ MARKS = {
     "yellow": "plus",
     "blue": "ring",
 }
-_COLUMN, _STEP = 160, 46
+_COLUMN, _STEP = 118, 40
 _WIDTH, _HEIGHT = 420, 260
 _LEFT, _BOTTOM, _TOP, _RIGHT = 46, 40, 14, 12
 

@@ -134,8 +134,11 @@ def _terms(record: Mapping[str, Any]) -> str:
     return f"Temperature {record['temperature']:g}{escape(seed)}."
 
 
-def button(reply: Message) -> str:
-    """What stands in a reply's details: the way to its race."""
-    measured = (reply.stats or {}).get("baseline") == "measured"
-    label = "Show the race" if measured else "Race it against plain decoding"
-    return f'<button type="button" class="plain" data-action="race">{label}</button>'
+def links(reply: Message) -> str:
+    """What stands in a reply's details: the ways to its race, where it can have one, and to the plan page."""
+    stats = reply.stats or {}
+    why = '<button type="button" class="plain" data-action="plan">Why this plan</button>'
+    if len(chain(stats.get("plan", ""))) < 2 or stats.get("continued_after"):
+        return f'<div class="where">{why}</div>'
+    label = "Show the race" if stats.get("baseline") == "measured" else "Race it against plain decoding"
+    return f'<div class="where"><button type="button" class="plain" data-action="race">{label}</button>{why}</div>'

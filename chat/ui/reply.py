@@ -62,6 +62,12 @@ def _speedup(stats: Mapping[str, Any]) -> str:
     if stats.get("speedup") is None or stats.get("baseline_seconds") is None:
         return "not known: no baseline yet"
     how = BASELINES.get(stats.get("baseline", ""), "")
+    if stats.get("race_seconds") is not None:
+        return (
+            f"{stats['speedup']:.2f}×: in a race {precise(stats['race_seconds'])} by the plan and "
+            f"{precise(stats['baseline_seconds'])} by plain decoding ({how}); the reply itself took "
+            f"{precise(stats['seconds'])}"
+        )
     return (
         f"{stats['speedup']:.2f}×: {precise(stats['seconds'])} here, {precise(stats['baseline_seconds'])} by plain "
         f"decoding ({how})"

@@ -17,6 +17,8 @@ class Tab:
     `entered` is set once it is known what to show, `rendered` is the last reply that the history on show holds.
     `temporary`: what is begun here is kept in memory alone. `closed` ends the events that write the page: Gradio tells
     none that waits that nobody is there any more.
+    `view` is "" for the chat, "plan", or "race:" and a reply; None until that is known. `said` is a sentence it left,
+    `plan` one that was set by hand before there is a conversation.
     """
 
     open: str | None = None
@@ -28,6 +30,9 @@ class Tab:
     entered: bool = False
     rendered: str = ""
     closed: bool = False
+    view: str | None = None
+    plan: str = ""
+    said: str = ""
 
 
 class Tabs:

@@ -1,0 +1,200 @@
+"""Plan page, race and the form for families in a real browser, with the real engine and the built-in family."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from chat_browser import PHONE, chromium, send, shoot, tab
+from test_browser import Server, ready
+
+import hsd
+
+pytestmark = pytest.mark.browser
+
+QUESTIONS = ("How do I extract a tar.gz archive?", "How do I find files larger than 100 MB?", "What can you do?")
+NASTY = '"><img src=x onerror="document.title=1"><script>document.title=1</script>'
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    server = Server(tmp_path_factory.mktemp("data"))
+    yield server
+    server.kill()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with chromium() as running:
+        yield running
+
+
+def ask(page: Any, *texts: str) -> None:
+    for text in texts:
+        before = page.locator("#history .reply").count()
+        send(page, text)
+        page.wait_for_function(f"document.querySelectorAll('#history .reply .meta').length > {before}")
+
+
+def stored(server: Server, sql: str) -> list[tuple[Any, ...]]:
+    with sqlite3.connect(server.folder / "chat.db") as db:
+        return db.execute(sql).fetchall()
+
+
+def open_plan(page: Any) -> None:
+    page.click("#engine [data-action=plan]")
+    page.wait_for_selector("#plan h1")
+
+
+def test_the_plan_page_shows_what_is_measured_and_a_pin_holds(browser: Any, server: Server) -> None:
+    with tab(browser, f"{server.address}#c=new") as page:
+        ready(page)
+        open_plan(page)
+        assert "No pair has been scored yet" in page.inner_text("#plan-top")
+        shoot(page, "plan-empty-light")
+        page.click("#plan-top [data-action=chat]")
+        page.wait_for_selector("#message textarea")
+        ask(page, *QUESTIONS)
+        open_plan(page)
+        page.wait_for_selector("#plan .arcs .rate.used, #plan .arcs .rate")
+        picture = page.inner_text("#plan-top")
+        for words in ("tiny", "large", "ms per token", "lookup", "target", "standard error", "Not sure yet"):
+            assert words in picture or words in page.text_content("#plan-top"), words
+        assert "of 3 proposed" not in picture and "this family" in picture
+        assert page.locator("#plan-rest .ranking tbody tr").count() > 5
+        assert page.locator("#plan-rest svg.plot").count() == 2
+        shoot(page, "plan-light")
+        page.fill("#pin-plan input, #pin-plan textarea", "tiny:2 > nobody:3 > large")
+        page.click("#pin-set")
+        page.wait_for_selector("#pin-said .problem")
+        assert "'nobody', which this family does not have" in page.inner_text("#pin-said")
+        page.fill("#pin-plan input, #pin-plan textarea", "tiny:2 > large")
+        page.click("#pin-set")
+        page.wait_for_selector("#plan-top :text('Set by hand')")
+        assert page.locator("#pin-said .problem").count() == 0
+        page.reload()
+        # A reload opens what was open.
+        page.wait_for_selector("#plan-top :text('Set by hand')")
+        assert json.loads(stored(server, "SELECT settings FROM conversations")[0][0])["plan"] == "tiny:2>large"
+        page.click("#plan-top [data-action=chat]")
+        ask(page, "Thanks!")
+        assert (
+            json.loads(stored(server, "SELECT stats FROM messages ORDER BY created")[-1][0])["plan"] == "tiny:2>large"
+        )
+        open_plan(page)
+        page.click("#plan-rest [data-action=pin] >> nth=1")
+        page.wait_for_function("!document.querySelector('#plan-top .chosen').innerText.startsWith('tiny:2>large')")
+        page.click("#pin-auto")
+        page.wait_for_selector("#plan-top :text('Chosen by auto')")
+        page.press("#plan-top h1", "Escape")
+        page.wait_for_selector("#message textarea")
+
+
+def test_a_race_is_run_replayed_and_there_after_a_reload(browser: Any, server: Server) -> None:
+    with tab(browser, f"{server.address}#c=new") as page:
+        ready(page)
+        page.click("#settings button")
+        page.get_by_label("number input for Temperature").fill("0")
+        ask(page, QUESTIONS[0])
+        page.click(".meta summary")
+        page.click("[data-action=race]")
+        page.wait_for_selector("#race .verdict", timeout=60_000)
+        page.wait_for_selector("#race .race.over", timeout=60_000)
+        verdict = page.inner_text("#race .verdict")
+        assert "by the plan" in verdict and "plainly" in verdict
+        assert "have the same ids" in page.inner_text("#race-page") or "differ from token" in page.inner_text(
+            "#race-page"
+        )
+        texts = page.locator("#race .lane .text").all_inner_texts()
+        assert len(texts) == 2 and all(texts)
+        shoot(page, "race-light")
+        page.click("[data-action=replay]")
+        page.wait_for_function("!document.querySelector('#race .race.over')")
+        page.wait_for_selector("#race .race.over")
+        assert page.locator("#race .lane .text").all_inner_texts() == texts
+        page.reload()
+        page.wait_for_selector("#race .verdict")
+        assert page.inner_text("#race .verdict") == verdict
+        page.click("#race-page [data-action=chat]")
+        page.wait_for_selector(".meta summary")
+        assert "estimated" not in page.inner_text(".meta summary")
+        page.click(".meta summary")
+        assert "measured by decoding the same prompt plainly" in page.inner_text(".facts")
+        baseline = stored(server, "SELECT json_extract(stats, '$.baseline') FROM messages WHERE race IS NOT NULL")
+        assert baseline == [("measured",)]
+
+
+def test_a_race_is_stopped_and_leaves_the_reply_as_it_was(browser: Any, server: Server) -> None:
+    with tab(browser, f"{server.address}#c=new") as page:
+        ready(page)
+        page.click("#settings button")
+        page.get_by_label("number input for Temperature").fill("2")
+        ask(page, "Tell me everything.")
+        page.click(".meta summary")
+        # Clicked the moment it is there: a small model needs a fraction of a second for both runs.
+        page.evaluate(
+            """() => new MutationObserver((_, o) => {
+                const stop = document.querySelector("#race [data-action=race-stop]");
+                if (stop) { o.disconnect(); stop.click(); }
+            }).observe(document.getElementById("race"), { childList: true, subtree: true })"""
+        )
+        page.click("[data-action=race]")
+        page.wait_for_selector("#race [data-action=race-start], #race .verdict", timeout=60_000)
+        if page.locator("#race .verdict").count() == 0:
+            assert "estimated" in page.inner_text("#history .meta summary") or page.locator(".where").count()
+            counts = stored(server, "SELECT count(*) FROM messages WHERE race IS NOT NULL")
+            assert counts == [(1,)]
+
+
+def test_a_family_is_added_read_back_and_refused_when_impossible(browser: Any, server: Server) -> None:
+    with tab(browser, f"{server.address}#c=new") as page:
+        ready(page)
+        page.click("#own > button")
+        page.fill("#own-name input, #own-name textarea", NASTY)
+        page.fill("#own-target input, #own-target textarea", "builtin:large")
+        page.click("#own-add")
+        page.wait_for_selector("#own-said .problem")
+        assert "cannot be the name of a family" in page.inner_text("#own-said")
+        assert page.title() == "hsd chat" and page.locator("#own-said img, #own-said script").count() == 0
+        page.fill("#own-name input, #own-name textarea", "two-of-ours")
+        page.fill("#own-drafts textarea", "first: builtin:tiny")
+        shoot(page, "family-light")
+        page.click("#own-add")
+        page.wait_for_selector("#own-said [role=status]")
+        assert "first → large" in page.inner_text("#own-said")
+        family = hsd.load_families(server.folder / "models.yaml")["two-of-ours"]
+        assert [m.path for m in family.models] == ["builtin:tiny", "builtin:large"]
+
+
+def test_hostile_prompts_and_plans_stay_text(browser: Any, server: Server) -> None:
+    with tab(browser, f"{server.address}#c=new") as page:
+        ready(page)
+        ask(page, NASTY)
+        page.click(".meta summary")
+        page.click("[data-action=race]")
+        page.wait_for_selector("#race .verdict", timeout=60_000)
+        assert NASTY in page.inner_text("#race .asked")
+        page.click("#race-page [data-action=chat]")
+        open_plan(page)
+        page.fill("#pin-plan input, #pin-plan textarea", NASTY)
+        page.click("#pin-set")
+        page.wait_for_selector("#pin-said .problem")
+        assert page.locator("#plan img, #plan script, #race img, #race script").count() == 0
+        assert page.title() == "hsd chat"
+
+
+def test_views_in_the_dark_and_on_a_phone(browser: Any, server: Server) -> None:
+    race = stored(server, "SELECT id, conversation_id FROM messages WHERE race IS NOT NULL ORDER BY created")[0]
+    for name, options in (("dark", {"color_scheme": "dark"}), ("phone", {"viewport": PHONE})):
+        with tab(browser, server.address, **options) as page:
+            ready(page)
+            for view, part in (("plan", "#plan .planpage"), (f"race:{race[0]}", "#race .verdict")):
+                page.goto("about:blank")
+                page.goto(f"{server.address}#c={race[1]}&v={view}")
+                page.wait_for_selector(part)
+                page.wait_for_timeout(300)
+                assert page.evaluate("document.documentElement.scrollWidth") <= page.viewport_size["width"]
+                shoot(page, f"{view.split(':')[0]}-{name}")

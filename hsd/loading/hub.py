@@ -13,6 +13,7 @@ import hashlib
 import logging
 import os
 import shutil
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -219,22 +220,25 @@ def _locked(path: Path, waiting: Callable[[], None]) -> Iterator[Any]:
 
 
 class _Progress:
-    """Bytes of one model, told at most ten times a second."""
+    """Bytes of one model, told at most ten times a second, one call after the other: the client works in threads."""
 
     def __init__(self, tell: Tell, held: int, total: int) -> None:
         self._tell, self._held, self._total = tell, held, total
         self._last = 0.0
+        self._turn = threading.Lock()
         self.say("downloading")
 
     def say(self, step: str) -> None:
-        self._tell(step, self._held, self._total)
+        with self._turn:
+            self._tell(step, self._held, self._total)
 
     def add(self, step: str, count: float) -> None:
-        self._held = min(self._held + int(count), self._total)
-        now = time.monotonic()
-        if now - self._last > 0.1 or self._held == self._total:
-            self._last = now
-            self.say(step)
+        with self._turn:
+            self._held = min(self._held + int(count), self._total)
+            now = time.monotonic()
+            if now - self._last > 0.1 or self._held == self._total:
+                self._last = now
+                self._tell(step, self._held, self._total)
 
     def bar(self, step: str) -> Any:
         """A progress bar as the client wants one, which counts here and shows nothing."""

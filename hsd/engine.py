@@ -25,6 +25,7 @@ from hsd.paths import data_dir as data_folder
 from hsd.planner import Planner
 from hsd.prompts import Prompt, Prompts
 from hsd.race import race
+from hsd.runtime.upgrades import Upgrades
 from hsd.stats import Stats
 from hsd.turn import Stream, Turn
 from hsd.types import (
@@ -46,21 +47,23 @@ CACHE_BYTES = 2 << 30
 class Engine:
     """A family of models in memory, and everything that is known about it. One reply at a time; others wait.
 
-    Use `Engine.load` or `Engine.from_models`.
+    Use `Engine.load` or `Engine.from_models`. `stats` are the rolling statistics, `planner` chooses plans, `upgrades`
+    makes steps faster behind the chat.
     """
 
     def __init__(self, loaded: Loaded, stats: Stats, cache_bytes: int = CACHE_BYTES) -> None:
         self._loaded = loaded
-        self._stats = stats
+        self.stats = stats
         self._models = loaded.models
         self._target = loaded.models[list(loaded.models)[-1]]
         self._prompts = Prompts(loaded.tokenizer, loaded.vocab, loaded.family.system)
         self._fit = partial(self._prompts.fit, context=self._target.context, drop=loaded.family.overflow == "drop")
-        self._conversations = Conversations(loaded.models, cache_bytes)
+        self._conversations = Conversations(loaded.models, min(cache_bytes, loaded.cache_bytes))
         self.planner = Planner(loaded.key, loaded.models, stats)
+        self.upgrades = Upgrades(loaded.models, None)
         self._lock = Turn()
         self._last: tuple[float, int] | None = None  # temperature and prompt length of the last reply
-        self._learner = Learner(self.planner, stats, list(loaded.models))
+        self.learner = Learner(self.planner, stats, list(loaded.models))
         self._outcomes = Outcomes(self.planner, stats)
         self._broken: str | None = None
         self._stream: weakref.ref[Stream] | None = None  # the one begun last
@@ -95,11 +98,11 @@ class Engine:
             StoreError: the statistics were written by a newer version.
         """
         loaded = loading.load(find_family(family, config), device, dtype, progress)
-        engine = cls(loaded, Stats(data_folder(data_dir) / "stats.db"), cache_bytes)
-        engine.planner.profile.restore()
-        if not engine.planner.profile.measured:
-            tell = progress or (lambda _: None)
-            engine.planner.profile.measure(lambda name: tell(LoadProgress(name, "measuring step times")))
+        folder = data_folder(data_dir)
+        engine = cls(loaded, Stats(folder / "stats.db"), cache_bytes)
+        engine.upgrades = Upgrades(loaded.models, folder / "compiled")
+        engine.planner.profile.begin(progress or (lambda _: None))
+        engine.upgrades.start()
         return engine
 
     @classmethod
@@ -136,12 +139,7 @@ class Engine:
     @property
     def info(self) -> FamilyInfo:
         """What is loaded, for people."""
-        return self._loaded.info(() if self._stats.warning is None else (self._stats.warning,))
-
-    @property
-    def stats(self) -> Stats:
-        """The rolling statistics."""
-        return self._stats
+        return self._loaded.info(() if self.stats.warning is None else (self.stats.warning,))
 
     @property
     def tokenizer(self) -> Any:
@@ -231,14 +229,15 @@ class Engine:
         """
         with self._lock:
             try:
-                if self._learner.run(should_stop) and not should_stop():
+                self.planner.renew(self.upgrades.adopt(), *(self._last or ()))
+                if self.learner.run(should_stop) and not should_stop():
                     self.planner.profile.refresh(should_stop)
                 if self._last is not None and self.planner.profile.measured and not should_stop():
                     self.planner.replan(*self._last)
             except BaseException:
                 # Whatever failed may have left a cache half-way.
                 self._conversations.clear()
-                self._learner.clear()
+                self.learner.clear()
                 raise
             self._conversations.trim()
 
@@ -253,7 +252,7 @@ class Engine:
         """Drops all cached conversations, so that the next prompt is read from its start."""
         with self._lock:
             self._conversations.clear()
-            self._learner.clear()
+            self.learner.clear()
 
     def close(self) -> None:
         """Gives models, caches and the statistics file back; ends a reply that is being made."""
@@ -262,9 +261,10 @@ class Engine:
             running.close()
         with self._lock:
             self._closed = True
+            self.upgrades.close()
             self._conversations.clear()
-            self._learner.clear()
-            self._stats.close()
+            self.learner.clear()
+            self.stats.close()
 
     def __enter__(self) -> Engine:
         return self
@@ -323,14 +323,14 @@ class Engine:
         self._conversations.trim()
         if reply.token_ids and not error:
             self._prompts.note(reply.text, reply.token_ids)
-        reply_id = self._stats.record_reply(
+        reply_id = self.stats.record_reply(
             record_of(reply, generation.request, generation.rounds, self.planner.family, str(self._target.device))
         )
         self.planner.replied()
-        self._outcomes.replied(generation, reply_id)
+        self._outcomes.replied(reply, generation, reply_id)
         self._last = (generation.request.params.temperature, reply.stats.prompt_tokens)
         can_score = reply_id and self._target.cuttable and error is None
-        self._learner.replied(reply, generation, conversation if can_score else None, reply_id)
+        self.learner.replied(reply, generation, conversation if can_score else None, reply_id)
         return reply
 
     def _recovered(self, failure: Exception, conversation: Conversation) -> HsdError:
@@ -339,7 +339,7 @@ class Engine:
         self._conversations.drop(conversation)
         if known.everywhere:
             self._conversations.clear()
-            self._learner.clear()
+            self.learner.clear()
         self._broken = known.broken
         return known.error
 

@@ -13,9 +13,10 @@ from hsd.conversations import Conversation
 from hsd.generation import Generation, Request
 from hsd.hierarchy import Round
 from hsd.planner import Planner
+from hsd.planning import Work
 from hsd.sampling import Sampler
 from hsd.stats import ReplyRecord, Stats, SwitchRecord
-from hsd.types import Plan, Reply
+from hsd.types import LOOKUP, Plan, Reply
 
 _SHARE = 0.05  # of the time of the replies, once the numbers are sure
 _OUTCOME = 300  # tokens of a plan that make the outcome of a switch to it
@@ -55,6 +56,7 @@ class Learner:
         self._stats = stats
         self._names = list(names)
         self._waiting: deque[Scorable] = deque(maxlen=_WAITING)
+        self.share = _SHARE
         self._reply_seconds = self._own_seconds = 0.0
 
     def replied(self, reply: Reply, made: Generation, conversation: Conversation | None, reply_id: int) -> None:
@@ -85,7 +87,7 @@ class Learner:
         """A small share of the replies' time; until the numbers are sure, as much as it takes."""
         estimates = self._planner.acceptances(reply.request.params.temperature).values()
         sure = bool(estimates) and all(e.sure for e in estimates)
-        return not sure or self._own_seconds <= _SHARE * self._reply_seconds
+        return not sure or self._own_seconds <= self.share * self._reply_seconds
 
     def _score(self, reply: Scorable, should_stop: Callable[[], bool]) -> bool:
         tokens = list(reply.tokens)
@@ -114,8 +116,11 @@ class Outcomes:
         self._stats = stats
         self._sums: dict[int, tuple[int, float]] = {}  # switch -> tokens and ms since
 
-    def replied(self, made: Generation, reply_id: int) -> None:
+    def replied(self, reply: Reply, made: Generation, reply_id: int) -> None:
         """A reply was finished."""
+        work = work_of(reply)
+        if work and not made.switches and reply.finish_reason in ("stop", "length"):
+            self._planner.profile.worked(made.request.params.greedy, work)
         marks = [0, *(rounds for _, rounds in made.switches), len(made.rounds)]
         for (switch, begin), end in zip(made.switches, marks[2:], strict=True):
             tokens, ms = _taken(made.rounds[begin:end])
@@ -149,6 +154,23 @@ class Outcomes:
 def _taken(rounds: Sequence[Round]) -> tuple[int, float]:
     """Tokens and ms of rounds."""
     return sum(len(r.tokens) for r in rounds), 1000 * sum(r.seconds for r in rounds)
+
+
+def work_of(reply: Reply) -> Work | None:
+    """What a reply did outside model passes; None where the prompt alone was read."""
+    stats = reply.stats
+    if not stats.target_passes:
+        return None
+    first, *others = stats.levels
+    verifying = others if others else [first]
+    drafted = first.passes if others and first.name != LOOKUP else 0
+    return Work(
+        drafted=drafted,
+        middle=sum(level.passes for level in others[:-1]),
+        rounds=stats.target_passes,
+        rows=round(sum(level.width * level.passes for level in verifying)),
+        outside_ms=1000 * (stats.decode_seconds - stats.model_seconds),
+    )
 
 
 def record_of(reply: Reply, request: Request, rounds: Sequence[Round], family: str, device: str) -> ReplyRecord:

@@ -77,6 +77,13 @@ class Planner:
             return self.choose(temperature, context)
         return self._decisions[key]
 
+    def renew(self, names: Sequence[str], temperature: float = 0.7, context: int = 0) -> None:
+        """Hears that the steps of these models are computed by other means from now on: costs and choice follow."""
+        if names:
+            self.profile.renew(names)
+            self._replies_since.clear()
+            self.choose(temperature, context)
+
     def replan(self, temperature: float, context: int = 0) -> None:
         """Decides anew if there was a reply since."""
         key = (temperature_bucket(temperature), bucket(context))
@@ -89,7 +96,7 @@ class Planner:
         measured = {
             pair: estimate for pair, estimate in self.acceptances(temperature).items() if names.issuperset(pair)
         }
-        costs = self.profile.table(context)
+        costs = self.profile.costs(temperature == 0, context)
         rates = planning.with_priors(costs, {pair: e.rate for pair, e in measured.items()})
         errors = planning.standard_errors(rates, {pair: e.standard_error for pair, e in measured.items()})
         key = (temperature_bucket(temperature), bucket(context))
@@ -147,10 +154,11 @@ class Planner:
         calibration = self._calibrations[name, first, above]
         if calibration is None or calibration.positions < SURE_POSITIONS:
             return None
-        costs = {level: self.profile.widths(level, context) for level in (first, above)}
+        ground = self._grounds.get((name, bucket(context)))
+        costs = ground[0] if ground else self.profile.costs(temperature == 0, context)
         pair = Plan(above, plan.drafts[:1])
         token_ms = planning.expected_ms_per_token(pair, costs, {(first, above): calibration.mean})
-        column_ms = (costs[above][_COLUMNS] - costs[above][0]) / _COLUMNS
+        column_ms = (costs[above][_COLUMNS] - costs[above][1]) / (_COLUMNS - 1)  # widths 2 to 9: verifying passes
         return StopRule(calibration, token_ms, costs[first][0] + max(column_ms, 0.0))
 
     def uncapped(self, plan: Plan) -> Plan:
@@ -222,7 +230,7 @@ class Planner:
             return None
         rates = {pair: e.rate for pair, e in self.acceptances(temperature).items()}
         try:
-            return planning.expected_ms_per_token(plan, self.profile.table(context), rates)
+            return planning.expected_ms_per_token(plan, self.profile.costs(temperature == 0, context), rates)
         except ConfigError:
             return None
 

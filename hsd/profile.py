@@ -4,22 +4,32 @@ from __future__ import annotations
 
 import itertools
 import platform
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
 from hsd.hierarchy import failed_pass
+from hsd.planning import Overhead, Work, fit_overhead, with_overhead
 from hsd.runtime import MAX_WIDTH, LanguageModel, Pass
-from hsd.runtime.costs import StepCosts
+from hsd.runtime.costs import StepCosts, bucket
 from hsd.stats import CostRecord, Stats
-from hsd.types import LOOKUP
+from hsd.types import LOOKUP, LoadProgress
 
 LOOKUP_MS = 0.004
 """Milliseconds charged for one proposal of the lookup level.
 
 Under 0.001 was measured at 32k tokens of context (proposing and appending); a little more, so that it is never free.
 """
+
+
+_PASSES = 256  # last passes in replies that say how far steps in place are from steps that were measured alone
+_FEW = 32
+
+_WORKS = 48
+"""Last replies that the time outside passes is fitted on."""
 
 
 class Profile:
@@ -38,6 +48,10 @@ class Profile:
         self._target = list(models)[-1]
         self._costs = {name: StepCosts(model) for name, model in models.items()}
         self._in_turn = itertools.cycle(models)
+        self._works: dict[bool, deque[Work]] = {True: deque(maxlen=_WORKS), False: deque(maxlen=_WORKS)}
+        self._overheads: dict[bool, Overhead] = {}
+        self._recent: dict[str, deque[Pass]] = {name: deque(maxlen=_PASSES) for name in models}
+        self._widths: dict[tuple[str, int], list[float]] = {}
 
     @property
     def measured(self) -> bool:
@@ -55,6 +69,22 @@ class Profile:
         for name in self._models:
             for width, ms in enumerate(stored.get(name, ()), 1):
                 self._costs[name].restore(0, width, ms)
+        self._widths.clear()
+
+    def begin(self, tell: Callable[[LoadProgress], None]) -> None:
+        """Knows every cost, from an earlier run or by measuring; `tell` hears what is being measured."""
+        self.restore()
+        if not self.measured:
+            self.measure(lambda name: tell(LoadProgress(name, "measuring step times")))
+
+    def renew(self, names: Iterable[str]) -> None:
+        """Measures models anew whose steps are computed by other means from now on."""
+        for name in names:
+            self._costs[name] = StepCosts(self._models[name])
+            self._costs[name].measure()
+            self._recent[name].clear()
+        self._widths.clear()
+        self.store()
 
     def ages(self) -> dict[str, float]:
         """Model -> seconds since the oldest of its stored step times was measured."""
@@ -81,6 +111,7 @@ class Profile:
         for name, costs in self._costs.items():
             tell(name)
             costs.measure(repeats=5 if not costs.known(1) else 2, stop=stop)
+        self._widths.clear()
         self.store()
 
     def refresh(self, stop: Callable[[], bool] = lambda: False) -> None:
@@ -91,11 +122,27 @@ class Profile:
         """
         self._costs[self._target].measure((1,), (0,), repeats=3, stop=stop)
         self._costs[next(self._in_turn)].measure(buckets=(0,), repeats=1, stop=stop)
+        self._widths.clear()
         self.store()
 
     def learn(self, name: str, passes: Iterable[Pass]) -> None:
         """Takes a reply's own passes into account."""
+        passes = list(passes)
         self._costs[name].add(passes)
+        self._recent[name].extend(p for p in passes if p.last and p.width <= MAX_WIDTH)
+        self._widths.clear()
+
+    def worked(self, greedy: bool, work: Work) -> None:
+        """Takes what a reply spent outside model passes into account."""
+        self._works[greedy].append(work)
+        self._overheads.pop(greedy, None)
+
+    def overhead(self, greedy: bool) -> Overhead:
+        """What happens around passes, fitted on the last replies; those of the other kind stand in at first."""
+        kind = greedy if self._works[greedy] else not greedy
+        if kind not in self._overheads:
+            self._overheads[kind] = fit_overhead(self._works[kind])
+        return self._overheads[kind]
 
     def store(self) -> None:
         """Keeps what was measured for the next start."""
@@ -132,12 +179,36 @@ class Profile:
         return total
 
     def table(self, context: int = 0) -> dict[str, list[float]]:
-        """Milliseconds at widths 1 to 16 for every level, the lookup first, the target last."""
+        """Milliseconds of a pass at widths 1 to 16 for every level, the lookup first, the target last."""
         return {LOOKUP: [LOOKUP_MS], **{name: self.widths(name, context) for name in self._costs}}
 
+    def costs(self, greedy: bool, context: int = 0) -> dict[str, list[float]]:
+        """The same with what happens around the passes: what plans are priced with."""
+        return with_overhead(self.table(context), self.overhead(greedy))
+
     def widths(self, name: str, context: int = 0) -> list[float]:
-        """Milliseconds of one model at widths 1 to 16."""
-        return self._costs[name].table(context)
+        """Milliseconds of one model at widths 1 to 16: the steps as measured, at the level of the last replies' passes.
+
+        Lower quartiles say best which width costs more than which. But inside a reply passes take longer: other levels
+        have been through the processor's caches in between.
+        """
+        key = name, bucket(context)
+        if key not in self._widths:
+            table = self._costs[name].table(context)
+            self._widths[key] = [self._in_place(name) * ms for ms in table]
+        return self._widths[key]
+
+    def _in_place(self, name: str) -> float:
+        """What passes of the last replies took, over what their tables say; 1 where there are few."""
+        recent, costs = self._recent[name], self._costs[name]
+        if len(recent) < _FEW:
+            return 1.0
+        tables = {at: costs.table(at) for at in {p.context // 2048 * 2048 for p in recent}}
+        expected = np.array([tables[p.context // 2048 * 2048][p.width - 1] for p in recent])
+        taken = np.array([1000 * p.seconds for p in recent])
+        # A burst of other work may take a pass ten times as long: beyond three times it counts as three.
+        ratio = float(np.minimum(taken, 3 * expected).sum() / expected.sum())
+        return min(max(ratio, 0.7), 2.0)
 
     def _keys(self) -> dict[str, Any]:
         return {

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 BENCHMARKS = {
     "replies": "plain decoding against the plan that `auto` chooses, interleaved in one run",
+    "forecast": "what plans were foretold to cost, by the formula and by replay, against what they took",
 }
 """What `hsd bench WHAT` can run: each is the module `hsd.bench.WHAT` with a function `run(BenchRequest)`."""
 
@@ -45,6 +46,9 @@ class BenchRequest:
         from hsd.engine import Engine
 
         engine = Engine.load(self.family, self.device, self.dtype, self.data_dir, config=self.config)
+        engine.upgrades.wait(self.tell)
+        engine.learn()  # adopts what was compiled
+        self.tell(f"{engine.upgrades.state}; {len(engine.info.models)} models on {engine.info.device}")
         for note in (*(f"'{d.model}': {d.reason}" for d in engine.info.dropped), *engine.info.notes):
             self.tell(f"Note: {note}")
         return engine

@@ -20,6 +20,7 @@ from hsd.planning.observed import (
     measured_ms_per_token,
     observed_acceptance,
 )
+from hsd.planning.overhead import Overhead, Work, fit_overhead, with_overhead
 from hsd.planning.path import relaxed_ms_per_token, relaxed_plan
 from hsd.planning.priors import prior_acceptance, standard_errors, with_priors
 from hsd.planning.refine import Ranked, best_plan, ranking
@@ -36,12 +37,14 @@ __all__ = [
     "Decision",
     "LevelForecast",
     "ObservedAcceptance",
+    "Overhead",
     "PlanForecast",
     "Ranked",
     "Replayed",
     "Sequences",
     "Shift",
     "StopRule",
+    "Work",
     "best_plan",
     "choose",
     "contradicts",
@@ -49,6 +52,7 @@ __all__ = [
     "expected_ms_per_token",
     "expected_tokens_per_round",
     "fit",
+    "fit_overhead",
     "forecast",
     "gain_error",
     "measured_ms_per_token",
@@ -63,5 +67,6 @@ __all__ = [
     "shifted",
     "standard_errors",
     "survival",
+    "with_overhead",
     "with_priors",
 ]

@@ -9,8 +9,9 @@ import torch
 
 from hsd.builtin import MODELS, WEIGHTS, evaluate, judging, own, questions, stored, tokenizer
 from hsd.builtin.conversation import conversation
+from hsd.builtin.frames import FRAMES, NEXT, WITH_PROGRAM
 from hsd.builtin.mixture import Mixture
-from hsd.builtin.phrasing import FRAMES, NEXT, WITH_PROGRAM
+from hsd.builtin.phrasing import doing, keywords
 from hsd.builtin.replies import answer, encoded
 
 
@@ -33,7 +34,8 @@ def test_no_held_out_question_is_in_the_data_in_any_frame():
     }
     for howto in own.read_howtos():
         for wish in (howto.task.wish, *howto.asked):
-            asked |= {wish, *(f.format(wish=wish, program=howto.task.program) for f in (*FRAMES, *WITH_PROGRAM, *NEXT))}
+            blanks = {"wish": wish, "doing": doing(wish), "keywords": keywords(wish), "program": howto.task.program}
+            asked |= {wish, *(frame.format(**blanks) for frame in (*FRAMES, *WITH_PROGRAM, *NEXT))}
     assert len(asked) > 5_000
     assert not [text for text in asked if questions.plain(text) in held_out]
 

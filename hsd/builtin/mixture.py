@@ -14,7 +14,8 @@ from typing import TypeVar
 
 from hsd.builtin import DATA, own, persona, questions, sums
 from hsd.builtin.conversation import Conversation, Turn, conversation, held_out
-from hsd.builtin.phrasing import HELD_OUT_FRAME, NEXT, WHAT_IS, answer, ask, careless, question, what_is
+from hsd.builtin.frames import HELD_OUT_FRAMES, NEXT, WHAT_IS
+from hsd.builtin.phrasing import answer, ask, careless, question, what_is
 from hsd.builtin.tldr import Page, Task, read_pages
 
 SYSTEMS: tuple[str, ...] = (
@@ -30,15 +31,16 @@ _T = TypeVar("_T")
 class Shares:
     """Conversations of each kind in one round."""
 
-    howtos: int = 1500
+    howtos: int = 2000
+    named: int = 700
     common_tasks: int = 1500
     other_tasks: int = 900
     what_is: int = 300
     dialogues: int = 240
-    app: int = 850
-    small_talk: int = 450
-    limits: int = 350
-    follow_ups: int = 180
+    app: int = 1000
+    small_talk: int = 500
+    limits: int = 450
+    follow_ups: int = 500
     sums: int = 900
 
 
@@ -47,13 +49,17 @@ class Mixture:
 
     Args:
         corpus: folder with the files that `tldr` and `persona` name; None for the package's own data alone.
+        size: how many parameters the family says that it has.
     """
 
-    def __init__(self, corpus: Path | None, seed: int = 0, shares: Shares | None = None) -> None:
+    def __init__(
+        self, corpus: Path | None, seed: int = 0, shares: Shares | None = None, size: str = "11 million"
+    ) -> None:
         self.seed = seed
         self.shares = shares or Shares()
         self.howtos = own.read_howtos()
-        self.scripts = {name: own.read_scripts(name) for name in own.SCRIPTS}
+        self.named = own.read_howtos("named")
+        self.scripts = {name: own.read_scripts(name, size) for name in own.SCRIPTS}
         common = frozenset((DATA / "common_commands.txt").read_text().split())
         pages = read_pages(corpus, common) if corpus else []
         self.common_pages = [page for page in pages if page.rank == 0]
@@ -83,9 +89,9 @@ class Mixture:
     def held_out(self) -> dict[str, list[Conversation]]:
         """Texts for held-out loss: known tasks in an unseen frame, unseen pages, unseen dialogues, unseen questions."""
         rng = Random("held out")
-        frame = (HELD_OUT_FRAME,)
-        known = [h.play(rng, frame) for h in self.howtos[::4]]
-        known += [_asked(t, rng, frame) for p in self.common_pages for t in p.tasks if held_out(t.command, 8)]
+        frames = HELD_OUT_FRAMES
+        known = [h.play(rng, frames) for h in self.howtos[::4]]
+        known += [_asked(t, rng, frames) for p in self.common_pages for t in p.tasks if held_out(t.command, 8)]
         sets = {
             "known tasks": known,
             "unseen pages": [_asked(task, rng) for page in self.held_out_pages for task in page.tasks[:3]],
@@ -96,6 +102,7 @@ class Mixture:
 
     def _short(self, number: int, rng: Random) -> Iterator[Conversation]:
         yield from (h.play(rng) for h in self._take("howtos", self.howtos, number))
+        yield from (h.play(rng) for h in self._take("named", self.named, number))
         for kind, pages in (("common_tasks", self.common_pages), ("other_tasks", self.other_pages)):
             tasks = [(page, i) for page in pages for i in range(len(page.tasks))]
             yield from (_task(page, i, rng) for page, i in self._take(kind, tasks, number))

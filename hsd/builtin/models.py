@@ -9,6 +9,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from hsd.builtin.tokenizer import CONTEXT, SPECIALS
 
+VOCABULARY = 4096
+
 
 @dataclass(frozen=True)
 class Shape:
@@ -26,6 +28,30 @@ SHAPES: dict[str, Shape] = {
     "medium": Shape(width=256, layers=4, inner=640),  # 4.06M
     "large": Shape(width=384, layers=6, inner=896),  # 11.3M, the target
 }
+
+
+LADDERS: dict[str, dict[str, Shape]] = {
+    "cpu": SHAPES,
+    "gpu": {
+        "tiny": Shape(width=128, layers=1, inner=384),  # 0.74M
+        "small": Shape(width=192, layers=4, inner=512),  # 2.56M
+        "medium": Shape(width=320, layers=6, inner=704),  # 7.83M
+        "large": Shape(width=640, layers=10, inner=1536),  # 48.5M, the target
+    },
+    "try": {
+        "tiny": Shape(width=32, layers=1, inner=64, head_width=32),
+        "small": Shape(width=64, layers=1, inner=96, head_width=32),
+        "medium": Shape(width=64, layers=2, inner=128, head_width=32),
+        "large": Shape(width=128, layers=2, inner=256, head_width=32),
+    },
+}
+"""Families by the budget that trains them: the one that is shipped, one for a stay at a GPU, one for a few seconds."""
+
+
+def size(shape: Shape, vocabulary: int = VOCABULARY) -> int:
+    """Parameters of a shape; the embedding counts once."""
+    layer = 4 * shape.width**2 + 3 * shape.width * shape.inner + 2 * shape.width
+    return vocabulary * shape.width + shape.layers * layer + shape.width
 
 
 def build(shape: Shape, vocabulary: int, seed: int) -> LlamaForCausalLM:

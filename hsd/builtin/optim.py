@@ -27,9 +27,10 @@ def optimizers(model: nn.Module, rates: Rates) -> list[Optimizer]:
     """Muon for matrices in layers, AdamW for all the rest."""
     matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
     others = [p for name, p in model.named_parameters() if p.ndim != 2 or "embed" in name]
+    fused = others[0].device.type == "cuda"
     return [
         torch.optim.Muon(matrices, lr=rates.muon, momentum=0.95, weight_decay=0.01),
-        torch.optim.AdamW(others, lr=rates.adam, betas=(0.9, 0.95), eps=1e-10, weight_decay=0.0),
+        torch.optim.AdamW(others, lr=rates.adam, betas=(0.9, 0.95), eps=1e-10, weight_decay=0.0, fused=fused),
     ]
 
 

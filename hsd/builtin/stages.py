@@ -1,52 +1,68 @@
-"""The stages of training, in order: tokenizer, target, drafts. Each can be run alone and goes on where it stopped."""
+"""The stages of training, in order: tokenizer, target, store, drafts, export. Each goes on where it stopped."""
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
 import torch
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from hsd.builtin import MODELS, tokenizer
+from hsd.builtin import stored, tokenizer
+from hsd.builtin.ahead import Workers, workers
+from hsd.builtin.budget import Budget
 from hsd.builtin.conversation import Conversation
 from hsd.builtin.distill import soften
-from hsd.builtin.loop import Learner, Settings, mean_loss, train
+from hsd.builtin.loop import PROBED, Learner, Settings, mean_loss, train
 from hsd.builtin.mixture import Mixture
-from hsd.builtin.models import SHAPES, Shape, build
+from hsd.builtin.models import LADDERS, Shape, build, size
 from hsd.builtin.optim import Rates
+from hsd.builtin.presets import Preset
 from hsd.builtin.replies import answer, encoded
 from hsd.builtin.stream import Encoded, Rounds, Stream, padded
 from hsd.errors import HsdError
 
 CPU = torch.device("cpu")
-TARGET = MODELS[-1]
-DRAFTS = MODELS[:-1]
 TOKENIZER_ROUNDS = 3
-VOCABULARY = 4096
 FIRST_ASKED = 1000  # rounds from here on are only asked, never trained on as text
-ASKED = 1200  # conversations of such a round that the target answers; with 0 drafts learn from text alone
-REPLY_ROUNDS = 3  # then the replies come again
 
 
 @dataclass(frozen=True)
 class Work:
-    """A folder in which the family is made, and what all stages share."""
+    """A folder in which a family is made, and what all stages share."""
 
     folder: Path
     corpus: Path | None
+    preset: Preset
     seed: int = 0
     device: torch.device = CPU
-    rows: int = 8
-    length: int = 512
-    vocabulary: int = VOCABULARY
-    asked: int = ASKED
+    budget: Budget = field(default_factory=lambda: Budget(Path("none"), None))
+    nf4_from: int = stored.NF4_FROM
+    compiled: bool = False
+
+    @property
+    def ladder(self) -> dict[str, Shape]:
+        return LADDERS[self.preset.ladder]
+
+    @property
+    def target(self) -> str:
+        return list(self.ladder)[-1]
+
+    @property
+    def drafts(self) -> list[str]:
+        return list(self.ladder)[:-1]
+
+    @property
+    def spoken_size(self) -> str:
+        """What the family says of itself."""
+        return f"{round(size(self.ladder[self.target], self.preset.vocabulary) / 1e6)} million"
 
     @cached_property
     def mixture(self) -> Mixture:
-        return Mixture(self.corpus, self.seed)
+        return Mixture(self.corpus, self.seed, self.preset.shares, self.spoken_size)
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerFast:
@@ -56,29 +72,45 @@ class Work:
         return tokenizer.load(self.folder / "tokenizer")
 
     @cached_property
+    def ahead(self) -> Workers | None:
+        """Processes that make rounds while a GPU trains; a CPU has no time to spare."""
+        if self.device.type == "cpu":
+            return None
+        learnt = self.folder / "tokenizer"
+        return workers(self._rounds, self.corpus, self.seed, self.preset.shares, self.spoken_size, learnt)
+
+    @property
+    def _rounds(self) -> Path:
+        return self.folder / f"rounds-{self.seed}"
+
+    @cached_property
     def text(self) -> Rounds:
         """Rounds of the mixture."""
-        return Rounds(self.folder / f"rounds-{self.seed}", lambda number: self.encode(self.mixture.round(number)))
+        return Rounds(self._rounds, lambda number: self.encode(self.mixture.round(number)), self.ahead)
 
     def encode(self, conversations: list[Conversation]) -> Encoded:
         return tokenizer.encode(conversations, self.tokenizer)
 
-    @property
     def judge(self) -> Callable[[LlamaForCausalLM], dict[str, float]]:
-        """Held-out loss of a model, set by set, in nats per token of the assistant's text."""
+        """Held-out loss of a model, set by set, in nats per token of the assistant's text; also tells the budget."""
         sets = {
-            name: [batch.to(self.device) for batch in padded(self.encode(found), 16, self.length)]
+            name: list(padded(self.encode(found), 16, self.preset.length))
             for name, found in self.mixture.held_out().items()
         }
-        return lambda model: {name: mean_loss(model, batches) for name, batches in sets.items()}
+
+        def judged(model: LlamaForCausalLM) -> dict[str, float]:
+            self.budget.tell()
+            return {name: mean_loss(model, batches) for name, batches in sets.items()}
+
+        return judged
 
     def checkpoint(self, stage: str) -> Path:
         return self.folder / f"{stage}.pt"
 
     def fresh(self, name: str) -> LlamaForCausalLM:
         """Model `name` with random weights, on the device."""
-        shape: Shape = SHAPES[name]
-        return build(shape, len(self.tokenizer), seed=self.seed + MODELS.index(name)).to(self.device)
+        place = list(self.ladder).index(name)
+        return build(self.ladder[name], len(self.tokenizer), seed=self.seed + place).to(self.device)
 
     def trained(self, name: str) -> LlamaForCausalLM:
         """Model `name` as its stage last saved it.
@@ -86,13 +118,39 @@ class Work:
         Raises:
             HsdError: its stage has not saved anything yet.
         """
-        path = self.checkpoint("target" if name == TARGET else "drafts")
+        path = self.checkpoint("target" if name == self.target else "drafts")
         if not path.is_file():
             raise HsdError(f"There is no checkpoint of '{name}' in {self.folder}.", "Run its stage first.")
         model = self.fresh(name)
-        saved = torch.load(path, map_location="cpu", weights_only=True)
-        model.load_state_dict(saved["learners"][name]["model"])
+        model.load_state_dict(torch.load(path, map_location="cpu", weights_only=True)["learners"][name]["model"])
         return model
+
+    def settings(self, steps: int, rates: Rates, stop_after: int | None, lightest: float = 0.0) -> Settings:
+        p = self.preset
+        return Settings(
+            steps,
+            p.rows,
+            p.length,
+            p.save_every,
+            p.judge_every,
+            rates,
+            lightest,
+            stop_after=stop_after,
+            pieces=p.pieces,
+        )
+
+    def planned(self, wanted: int, share: float) -> Callable[[float], int] | None:
+        """How many steps fit the budget, given the seconds of one; None where there is no budget."""
+        if self.budget.minutes is None:
+            return None
+        return lambda step_s: self.budget.steps(wanted, PROBED + 1, step_s, share)
+
+    def close(self) -> None:
+        """Ends the processes that make rounds, and keeps what is spent."""
+        if "ahead" in self.__dict__ and self.ahead is not None:
+            self.ahead.close()
+        if self.folder.is_dir():
+            self.budget.tell()
 
 
 def train_tokenizer(work: Work) -> None:
@@ -101,45 +159,74 @@ def train_tokenizer(work: Work) -> None:
     if (folder / "tokenizer.json").is_file():
         return
     rounds = (work.mixture.round(number) for number in range(TOKENIZER_ROUNDS))
-    learnt = tokenizer.train((turn.content for r in rounds for turns in r for turn in turns), work.vocabulary)
-    learnt.save_pretrained(folder)
+    learnt = tokenizer.train((turn.content for r in rounds for turns in r for turn in turns), work.preset.vocabulary)
+    partial = folder.with_name(".tokenizer.partial")
+    learnt.save_pretrained(partial)
+    partial.rename(folder)
 
 
-def train_target(work: Work, steps: int, stop_after: int | None = None) -> int:
+def train_target(work: Work, stop_after: int | None = None) -> int:
     """Train the target on the text. Returns the step that was reached."""
-    rates = Rates()
-    learners = {TARGET: Learner(work.fresh(TARGET), rates)}
-    settings = replace(_settings(work, steps, stop_after), rates=rates)
-    return train(learners, Stream(work.text), settings, work.checkpoint("target"), judge=work.judge)
+    p = work.preset
+    learners = {work.target: Learner(work.fresh(work.target), p.target_rates, work.compiled)}
+    settings = work.settings(p.steps, p.target_rates, stop_after)
+
+    plan = work.planned(p.steps, p.share)
+    return train(learners, Stream(work.text), settings, work.checkpoint("target"), judge=work.judge(), plan=plan)
 
 
-def train_drafts(work: Work, steps: int, stop_after: int | None = None) -> int:
-    """Distil all drafts at once: the target's pass over a batch, the dearest part, is then made only once."""
-    rates = Rates(muon=0.03, adam=5e-3, decay=0.6)
-    learners = {name: Learner(work.fresh(name), rates) for name in DRAFTS}
-    teacher = work.trained(TARGET).eval()
-    settings = replace(_settings(work, steps, stop_after), rates=rates, lightest=0.5)
-    stream = _draft_stream(work)
-    checkpoint = work.checkpoint("drafts")
-    return train(learners, stream, settings, checkpoint, teacher=(teacher, soften), judge=work.judge)
+def store_target(work: Work) -> Path:
+    """Write the target as it will lie on disk, unless that has been done since it was trained. Returns its folder."""
+    folder, checkpoint = work.folder / "stored" / work.target, work.checkpoint("target")
+    model = work.trained(work.target)
+    if not folder.is_dir() or folder.stat().st_mtime < checkpoint.stat().st_mtime:
+        folder.parent.mkdir(exist_ok=True)
+        stored.store(model, work.tokenizer, folder, work.nf4_from)
+    return folder
 
 
-def _draft_stream(work: Work) -> Stream:
-    """Rounds of the target's own replies and rounds of text, in turn."""
-    if not work.asked:
+def train_drafts(work: Work, stop_after: int | None = None) -> int:
+    """Distil all drafts at once: the target's pass over a batch, the dearest part, is then made only once.
+
+    Their teacher is the target as stored, since that is what they will draft for.
+    """
+    p = work.preset
+    learners = {name: Learner(work.fresh(name), p.draft_rates, work.compiled) for name in work.drafts}
+    half = torch.bfloat16 if work.device.type == "cuda" else torch.float32
+    teacher = stored.load(store_target(work), work.device, half).eval()
+    settings = work.settings(p.draft_steps, p.draft_rates, stop_after, lightest=0.5)
+    stream = _draft_stream(work, teacher)
+
+    plan, checkpoint = work.planned(p.draft_steps, 1.0), work.checkpoint("drafts")
+    return train(learners, stream, settings, checkpoint, teacher=(teacher, soften), judge=work.judge(), plan=plan)
+
+
+def _draft_stream(work: Work, teacher: LlamaForCausalLM) -> Stream:
+    """Rounds of the target's own replies and rounds of text, in turn; the replies are all written before training."""
+    p = work.preset
+    if not p.asked:
         return Stream(work.text)
-    target = work.trained(TARGET).to(torch.bfloat16)
-    step = torch.load(work.checkpoint("target"), map_location="cpu", weights_only=True)["step"]
+    step = torch.load(work.checkpoint("target"), map_location="cpu", weights_only=True, mmap=True)["step"]
 
     def answered(number: int) -> Encoded:
-        asked = work.mixture.round(FIRST_ASKED + number)[: work.asked]
-        found = encoded(answer(target, work.tokenizer, asked, seed=work.seed + number))
+        asked = work.mixture.round(FIRST_ASKED + number)[: p.asked]
+        found = encoded(answer(teacher, work.tokenizer, asked, seed=work.seed + number))
         order = torch.randperm(len(found), generator=torch.Generator().manual_seed(work.seed + number)).tolist()
         return [found[i] for i in order]
 
     replies = Rounds(work.folder / f"replies-{work.seed}-{step}", answered)
-    return Stream(lambda n: work.text(n // 2) if n % 2 else replies(n // 2 % REPLY_ROUNDS))
+    for number in range(p.reply_rounds):
+        replies(number)
+    return Stream(lambda n: work.text(n // 2) if n % 2 else replies(n // 2 % p.reply_rounds))
 
 
-def _settings(work: Work, steps: int, stop_after: int | None) -> Settings:
-    return Settings(steps=steps, rows=work.rows, length=work.length, stop_after=stop_after)
+def export(work: Work, out: Path) -> None:
+    """Put the family together in `out`: the target as its drafts knew it, and the drafts."""
+    out.mkdir(parents=True, exist_ok=True)
+    partial = out / f".{work.target}.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    shutil.copytree(store_target(work), partial)
+    shutil.rmtree(out / work.target, ignore_errors=True)
+    partial.rename(out / work.target)
+    for name in work.drafts:
+        stored.store(work.trained(name), work.tokenizer, out / name, work.nf4_from)

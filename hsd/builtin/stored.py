@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import shutil
 from copy import deepcopy
 from pathlib import Path
@@ -15,19 +16,29 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from hsd.errors import HsdError
+
 NF4_FROM = 5_000_000
 """Parameters from which on a model is stored in 4 bits (embeddings stay bfloat16)."""
 
 
-def store(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+def store(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path, nf4_from: int = NF4_FROM) -> None:
     """Write a model with its tokenizer to `folder`, in NF4 if it is large; the model itself is not changed.
 
     bitsandbytes quantizes while it loads, so a large model is written twice.
+
+    Args:
+        nf4_from: more parameters than these are stored in 4 bits.
+    Raises:
+        HsdError: that would be needed, and bitsandbytes is not there.
     """
+    nf4 = model.num_parameters() > nf4_from
+    if nf4 and importlib.util.find_spec("bitsandbytes") is None:
+        raise HsdError("Storing in 4 bits needs bitsandbytes.", "Install it, and run the same command again.")
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     _save(model, partial)
-    if model.num_parameters() > NF4_FROM:
+    if nf4:
         small = AutoModelForCausalLM.from_pretrained(
             partial, quantization_config=_nf4(), device_map=_place(model.device)
         )

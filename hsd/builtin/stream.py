@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -16,8 +17,32 @@ from hsd.builtin.tokenizer import WEIGHT_SCALE
 
 
 @dataclass(frozen=True)
+class Piece:
+    """A part of a batch, as a model is trained on it.
+
+    Attributes:
+        ids: [rows, length] int64, what the model reads.
+        places: [kept] int64, where in the flattened rows something is to be predicted.
+        targets: [kept] int64, the next token at each place.
+        weights: [kept] float32, share of each in the whole batch's weight.
+    """
+
+    ids: Tensor
+    places: Tensor
+    targets: Tensor
+    weights: Tensor
+
+    def to(self, device: torch.device) -> Piece:
+        """The same on a device; to a GPU from pinned memory, so that nobody waits for the copy."""
+        if device.type != "cuda":
+            return self
+        parts = (self.ids, self.places, self.targets, self.weights)
+        return Piece(*(part.pin_memory().to(device, non_blocking=True) for part in parts))
+
+
+@dataclass(frozen=True)
 class Batch:
-    """Rows of packed conversations.
+    """Rows of packed conversations, on the host.
 
     Attributes:
         ids: [rows, length] int64, what the model reads.
@@ -29,8 +54,14 @@ class Batch:
     targets: Tensor
     weights: Tensor
 
-    def to(self, device: torch.device) -> Batch:
-        return Batch(self.ids.to(device), self.targets.to(device), self.weights.to(device))
+    def pieces(self, count: int, lightest: float = 0.0) -> Iterator[Piece]:
+        """The rows in `count` parts, with the targets that weigh more than `lightest`."""
+        whole = max(float(self.weights[self.weights > lightest].sum()), 1.0)
+        parts = (tensor.chunk(count) for tensor in (self.ids, self.targets, self.weights))
+        for ids, targets, weights in zip(*parts, strict=True):
+            flat = weights.flatten()
+            places = (flat > lightest).nonzero().flatten()
+            yield Piece(ids, places, targets.flatten()[places], flat[places] / whole)
 
 
 Encoded = list[tuple[NDArray[np.uint16], NDArray[np.uint8]]]
@@ -46,21 +77,37 @@ class Rounds:
     Args:
         folder: where they are kept; what is missing is made again.
         make: encoded conversations of round r.
+        ahead: other processes that make the rounds to come; see `hsd.builtin.ahead`.
     """
 
-    def __init__(self, folder: Path, make: Callable[[int], Encoded]) -> None:
-        self.folder, self.make = folder, make
+    def __init__(self, folder: Path, make: Callable[[int], Encoded], ahead: Ahead | None = None) -> None:
+        self.folder, self.make, self.ahead = folder, make, ahead
 
     def __call__(self, number: int) -> Round:
         path = self.folder / f"round-{number:04d}.npy"
+        if self.ahead is not None:
+            self.ahead.wait(number)
         if not path.exists():
-            self.folder.mkdir(parents=True, exist_ok=True)
-            data = np.stack([np.concatenate(part).astype(np.uint16) for part in zip(*self.make(number), strict=True)])
-            partial = path.with_suffix(".partial.npy")
-            np.save(partial, data)
-            os.replace(partial, path)
+            keep(path, self.make(number))
         found: Round = np.load(path, mmap_mode="r")
         return found
+
+
+class Ahead(Protocol):
+    """Somebody who makes rounds in advance."""
+
+    def wait(self, number: int) -> None:
+        """Asks for this round and some after it, and waits while this one is being made."""
+        ...
+
+
+def keep(path: Path, encoded: Encoded) -> None:
+    """Write a round, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    data = np.stack([np.concatenate(part).astype(np.uint16) for part in zip(*encoded, strict=True)])
+    partial = path.with_suffix(f".{os.getpid()}.partial.npy")
+    np.save(partial, data)
+    os.replace(partial, path)
 
 
 class Stream:

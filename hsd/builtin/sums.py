@@ -7,7 +7,45 @@ from random import Random
 from hsd.builtin.conversation import Conversation, conversation
 from hsd.builtin.phrasing import careless
 
-_ASK = ("What is {}?", "What is {}?", "{}", "{} = ?", "How much is {}?", "Calculate {}.", "what's {}")
+_ASK = (
+    "What is {}?",
+    "What is {}?",
+    "{}",
+    "{} = ?",
+    "{}?",
+    "How much is {}?",
+    "Calculate {}.",
+    "what's {}",
+    "Can you work out {}?",
+    "Please compute {}.",
+    "quick: {}",
+    "What do I get for {}?",
+    "Do you know what {} is?",
+    "tell me {}",
+)
+_STORIES = {
+    "+": (
+        "I have {a} apples and get {b} more. How many do I have?",
+        "There are {a} cars and {b} more arrive, how many is that?",
+        "I paid {a} euros and then {b} euros. What is the sum?",
+        "add {a} and {b}",
+    ),
+    "-": (
+        "I have {a} apples and eat {b}. How many are left?",
+        "There were {a} people and {b} went home, how many are still there?",
+        "What is the difference between {a} and {b}?",
+        "subtract {b} from {a}",
+    ),
+    "*": (
+        "{b} boxes hold {a} bottles each. How many bottles are there?",
+        "One ticket costs {a} euros, what do {b} cost?",
+        "multiply {a} by {b}",
+    ),
+    "/": (
+        "{a} sweets are shared by {b} children. How many does each get?",
+        "divide {a} by {b}",
+    ),
+}
 _SPOKEN = {"+": "plus", "-": "minus", "*": "times", "/": "divided by"}
 _UNITS: tuple[tuple[str, str, float], ...] = (
     ("kilometers", "miles", 0.621371),
@@ -27,7 +65,18 @@ _UNITS: tuple[tuple[str, str, float], ...] = (
     ("GB", "MB", 1000),
     ("KiB", "bytes", 1024),
 )
-_CONVERT = ("How many {b} are {n} {a}?", "Convert {n} {a} to {b}.", "{n} {a} in {b}", "What is {n} {a} in {b}?")
+_CONVERT = (
+    "How many {b} are {n} {a}?",
+    "Convert {n} {a} to {b}.",
+    "{n} {a} in {b}",
+    "What is {n} {a} in {b}?",
+    "{n} {a} to {b}",
+    "How much is {n} {a} in {b}?",
+    "what are {n} {a} in {b}",
+    "I have {n} {a}, how many {b} is that?",
+    "Turn {n} {a} into {b}.",
+    "Express {n} {a} in {b}.",
+)
 
 
 def arithmetic(rng: Random) -> Conversation:
@@ -41,10 +90,16 @@ def arithmetic(rng: Random) -> Conversation:
     else:
         a, b = rng.randint(1, 12), rng.randint(1, 12)
         a = a * b if sign == "/" else a
-    result = {"+": a + b, "-": a - b, "*": a * b, "/": a // b if b else 0}[sign]
+    if rng.random() < 0.25:
+        asked = rng.choice(_STORIES[sign]).format(a=a, b=b)
+        return conversation(careless(asked, rng), f"{a} {sign} {b} = {_result(a, sign, b)}.")
     spoken = _SPOKEN[sign] if rng.random() < 0.3 else sign
     text = f"{a}{sign}{b}" if spoken == sign and rng.random() < 0.3 else f"{a} {spoken} {b}"
-    return conversation(careless(rng.choice(_ASK).format(text), rng), f"{a} {sign} {b} = {result}.")
+    return conversation(careless(rng.choice(_ASK).format(text), rng), f"{a} {sign} {b} = {_result(a, sign, b)}.")
+
+
+def _result(a: int, sign: str, b: int) -> int:
+    return {"+": a + b, "-": a - b, "*": a * b, "/": a // b if b else 0}[sign]
 
 
 def units(rng: Random) -> Conversation:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import sys
 from pathlib import Path
 
 import platformdirs
 import torch
 
-from hsd.builtin import MODELS, WEIGHTS
-from hsd.builtin.export import export
-from hsd.builtin.stages import ASKED, Work, train_drafts, train_target, train_tokenizer
+from hsd.builtin import WEIGHTS, stages, stored
+from hsd.builtin.budget import Budget
+from hsd.builtin.presets import PRESETS, Preset, flops
 from hsd.errors import HsdError
 
 STAGES: tuple[str, ...] = ("tokenizer", "target", "drafts", "export", "all")
@@ -28,17 +29,36 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--corpus", type=Path, help="folder with the text; without it only the package's own conversations")
     p.add_argument("--out", type=Path, default=WEIGHTS, help="where the models are written")
     p.add_argument("--work", type=Path, default=default_work(), help="where checkpoints and encoded text are kept")
+    p.add_argument("--preset", choices=PRESETS, help="sizes and lengths; gpu where there is one, else cpu")
     p.add_argument("--stage", choices=STAGES, default="all")
-    p.add_argument("--steps", type=int, default=1600, help="steps of the target")
-    p.add_argument("--draft-steps", type=int, default=750, help="steps of the drafts, which are trained together")
-    p.add_argument("--replies", type=int, default=ASKED, help="replies of the target in a round for the drafts")
+    p.add_argument("--minutes", type=float, help="time for everything, over all calls; steps are cut to fit")
+    p.add_argument("--steps", type=int, help="steps of the target")
+    p.add_argument("--draft-steps", type=int, help="steps of the drafts, which are trained together")
+    p.add_argument("--replies", type=int, help="replies of the target in a round for the drafts")
     p.add_argument("--stop-after", type=int, help="pause the stage after this step")
-    p.add_argument("--rows", type=int, default=8, help="rows of a batch")
-    p.add_argument("--length", type=int, default=512, help="tokens of a row")
+    p.add_argument("--rows", type=int, help="rows of a batch")
+    p.add_argument("--length", type=int, help="tokens of a row")
+    p.add_argument("--pieces", type=int, help="parts in which a step goes through the device")
+    p.add_argument("--nf4-from", type=int, default=stored.NF4_FROM, help="parameters from which on 4 bits are stored")
+    p.add_argument("--compile", action="store_true", help="compile the models; costs a minute, may pay on a GPU")
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--threads", type=int, help="CPU threads; results repeat exactly only with the same number")
     p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     return p
+
+
+def preset_of(a: argparse.Namespace) -> Preset:
+    """The preset, with what was given on the command line."""
+    preset = PRESETS[a.preset or ("gpu" if torch.device(a.device).type == "cuda" else "cpu")]
+    given = {
+        "steps": a.steps,
+        "draft_steps": a.draft_steps,
+        "rows": a.rows,
+        "length": a.length,
+        "pieces": a.pieces,
+        "asked": a.replies,
+    }
+    return dataclasses.replace(preset, **{key: value for key, value in given.items() if value is not None})
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -46,21 +66,31 @@ def main(arguments: list[str] | None = None) -> int:
     a = parser().parse_args(arguments)
     if a.threads:
         torch.set_num_threads(a.threads)
+    preset = preset_of(a)
+    budget = Budget(a.work / "spent.json", a.minutes)
+    device = torch.device(a.device)
+    work = stages.Work(a.work, a.corpus, preset, a.seed, device, budget, a.nf4_from, a.compile)
+    target, drafts = flops(preset)
+    tokens = preset.rows * preset.length
+    print(f"target: {tokens * preset.steps / 1e6:.1f}M tokens, {target:.1e} FLOP at most; ", end="")
+    print(f"drafts: {tokens * preset.draft_steps / 1e6:.1f}M tokens, {drafts:.1e} FLOP at most", flush=True)
     try:
-        work = Work(a.work, a.corpus, a.seed, torch.device(a.device), a.rows, a.length, asked=a.replies)
+        a.work.mkdir(parents=True, exist_ok=True)
         if a.stage in ("tokenizer", "all"):
-            train_tokenizer(work)
+            stages.train_tokenizer(work)
         if a.stage in ("target", "all"):
-            train_target(work, a.steps, a.stop_after)
+            stages.train_target(work, a.stop_after)
         if a.stage in ("drafts", "all"):
-            train_drafts(work, a.draft_steps, a.stop_after)
+            stages.train_drafts(work, a.stop_after)
         if a.stage in ("export", "all"):
-            export(work, a.out, MODELS)
+            stages.export(work, a.out)
     except HsdError as error:
         print(error, file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130
+    finally:
+        work.close()
     return 0
 
 

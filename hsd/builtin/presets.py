@@ -1,0 +1,71 @@
+"""What a training run is: sizes, lengths, and which ladder, for each kind of machine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from hsd.builtin.mixture import Shares
+from hsd.builtin.models import LADDERS, size
+from hsd.builtin.optim import Rates
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A run.
+
+    Attributes:
+        ladder: one of `models.LADDERS`.
+        steps, draft_steps: of the target, and of the drafts together.
+        rows, length: of a batch; a step is rows × length tokens.
+        pieces: parts in which a step goes through the device; twice as many whenever memory runs out.
+        asked: conversations of a reply round that the target answers for its drafts; 0: drafts learn from text alone.
+        reply_rounds: then the replies come again.
+        share: of a time budget, what the target's steps may take.
+        judge_every: steps between two looks at held-out loss.
+        vocabulary: entries of the tokenizer.
+        shares: of the mixture.
+    """
+
+    ladder: str
+    steps: int
+    draft_steps: int
+    rows: int
+    length: int
+    asked: int
+    reply_rounds: int
+    target_rates: Rates
+    draft_rates: Rates
+    pieces: int = 1
+    share: float = 0.68
+    judge_every: int = 300
+    save_every: int = 50
+    vocabulary: int = 4096
+    shares: Shares = field(default_factory=Shares)
+
+
+PRESETS: dict[str, Preset] = {
+    # What was shipped in November 2026: 6.6M and 3.1M tokens on two cores.
+    "cpu": Preset(
+        "cpu", 1600, 750, 8, 512, 1200, 3, Rates(), Rates(muon=0.03, adam=5e-3, decay=0.6)
+    ),
+    # One stay at a large GPU: 150M and 59M tokens.
+    "gpu": Preset(
+        "gpu", 2290, 900, 128, 512, 5000, 6,
+        Rates(muon=0.02, adam=3e-3, warmup=100), Rates(muon=0.02, adam=4e-3, warmup=60, decay=0.6),
+        pieces=2, judge_every=500, save_every=200,
+        # Rounds come by the hundred: the 1,200 dialogues would be read 55 times, and the many rare pages but 9 times.
+        shares=Shares(common_tasks=2000, other_tasks=2600, what_is=500, dialogues=90, app=700, sums=1100),
+    ),
+    # Every stage in seconds, to see that it runs; its models say nothing.
+    "try": Preset(
+        "try", 24, 20, 2, 64, 12, 1, Rates(warmup=16), Rates(warmup=16, decay=0.6), save_every=4, vocabulary=512,
+        shares=Shares(40, 15, 20, 20, 5, 5, 30, 20, 15, 10, 20),
+    ),
+}  # fmt: skip
+
+
+def flops(preset: Preset) -> tuple[float, float]:
+    """(target, drafts): 6 FLOP per parameter and token, 2 for the target's pass over the drafts' batches."""
+    *drafts, target = (size(shape, preset.vocabulary) for shape in LADDERS[preset.ladder].values())
+    tokens = preset.rows * preset.length
+    return 6.0 * target * tokens * preset.steps, (2.0 * target + 6.0 * sum(drafts)) * tokens * preset.draft_steps

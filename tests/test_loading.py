@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
 import models as tiny
 import pytest
+import torch
+import transformers as tf
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 import hsd
-from hsd.config import ModelSpec
+from hsd.config import Family, ModelSpec
+from hsd.loading.estimate import GB, NF4_BYTES, Place
+from hsd.loading.estimate import fit as estimate
 from hsd.loading.hub import fetch
+from hsd.loading.shapes import shape_of
+from hsd.loading.source import held_bytes, read_model, read_tokenizer
 
 GREEDY = hsd.SamplingParams(temperature=0, max_tokens=16)
 TEMPLATE = "{% for m in messages %}<u>{{ m.content }}<e>{% endfor %}{% if add_generation_prompt %}<a>{% endif %}"
@@ -74,8 +81,6 @@ def test_quantized_weights_load_and_a_stack_gives_their_own_plain_ids(folder, tm
 
 
 def test_quantization_changes_the_weights(folder):
-    from hsd.loading.source import read_model
-
     plain = read_model(ModelSpec("big", str(folder / "big")), "cpu", "float32")
     packed = read_model(ModelSpec("big", str(folder / "big"), quantization="nf4"), "cpu", "float32")
     one, other = (m.model.layers[0].mlp.up_proj.weight.float() for m in (plain, packed))
@@ -133,3 +138,131 @@ def test_the_dtype_can_be_chosen_and_an_unknown_one_is_refused(folder, tmp_path)
         assert {m.dtype for m in engine._models.values()} == {"bfloat16"}
     with pytest.raises(hsd.LoadError, match="float33"):
         hsd.Engine.load(f"{folder}/models.yaml#mine", dtype="float33", data_dir=tmp_path)
+
+
+@pytest.mark.parametrize("quantization", ["nf4", "int8"])
+def test_packed_weights_decode_on_a_processor_and_stay_small(tmp_path, quantization):
+    """As on a GPU: bitsandbytes' own layers compute.
+
+    Their arithmetic depends on the width of a pass (int8 looks for outliers over all its rows), so ids are not compared
+    here; the logits are, with those of the same weights unpacked.
+    """
+    tiny.model("llama", width=128).save_pretrained(tmp_path)
+    tokenizer().save_pretrained(tmp_path)
+    spec = ModelSpec("big", str(tmp_path), quantization=quantization)
+    packed, unpacked = (read_model(spec, "cpu", "float32", packed=p) for p in (True, False))
+    kinds = {type(m).__name__ for m in packed.model.layers.modules()}
+    assert {"nf4": "Linear4bit", "int8": "Linear8bitLt"}[quantization] in kinds and "Linear" not in kinds
+    if quantization == "nf4":
+        assert packed.model.layers[0].mlp.up_proj.weight.quant_state.nested, "double quantization"
+    assert held_bytes(packed) < 0.6 * held_bytes(unpacked)
+    ids = torch.tensor([[5, 17, 200, 31]])
+    near, exact = packed(ids).logits[0], unpacked(ids).logits[0]
+    assert torch.nn.functional.cosine_similarity(near, exact, dim=-1).min() > 0.98
+    with hsd.Engine.from_models({"big": packed}, read_tokenizer(spec)) as engine:
+        assert len(engine.generate("hello", GREEDY).token_ids) > 0
+
+
+@pytest.mark.parametrize("quantization", ["none", "nf4", "int8"])
+def test_the_estimate_of_the_weights_is_what_they_take(folder, quantization):
+    """bitsandbytes' tables are of fixed size: a few kB per layer, which only models as tiny as these notice."""
+    spec = ModelSpec("big", str(folder / "big"), quantization=quantization)
+    place = Place("memory", "cpu", 1e12, 1e12)
+    estimated = estimate(Family("f", (spec,), target="big"), place, "float32").models[0].weights_gb * GB
+    unpacked = held_bytes(read_model(spec, "cpu", "float32"))
+    assert unpacked == pytest.approx(estimated, rel=0.02)
+    if quantization != "none":
+        model = read_model(spec, "cpu", "float32", packed=True)
+        tables = sum(
+            t.numel() * t.element_size()
+            for p in model.parameters()
+            if (state := getattr(p, "quant_state", None)) is not None
+            for t in (state.code, state.state2.code, state.offset)
+        )
+        shape = shape_of(spec)
+        assert shape is not None
+        wide = 4 * (shape.embedding + shape.head + shape.other)
+        linear = shape.linear * NF4_BYTES if quantization == "nf4" else shape.linear + 4 * shape.rows
+        assert held_bytes(model) - tables == pytest.approx(wide + linear, rel=0.02)
+
+
+def test_a_model_that_sees_pictures_gives_its_text_part_alone(tmp_path):
+    text = tiny.config("gemma3")
+    vision = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = tf.Gemma3Config(text_config=text.to_dict(), vision_config={**vision, "image_size": 28, "patch_size": 14})
+    torch.manual_seed(0)
+    whole = tf.Gemma3ForConditionalGeneration(config).float().eval()
+    whole.save_pretrained(tmp_path)
+    part = read_model(ModelSpec("g", str(tmp_path)), "cpu", "float32")
+    assert type(part).__name__ == "Gemma3ForCausalLM" and part.num_parameters() < whole.num_parameters()
+    ids = torch.tensor([[1, 2, 3, 4]])
+    torch.testing.assert_close(part(ids).logits, whole(input_ids=ids).logits)
+    packed = read_model(ModelSpec("g", str(tmp_path), quantization="nf4"), "cpu", "float32", packed=True)
+    assert packed(ids).logits.shape == (1, 4, tiny.VOCAB)
+
+
+def test_what_does_not_fit_is_left_out_with_its_reason_and_the_context_shrinks(folder, tmp_path, monkeypatch):
+    text = "families: {f: {context: 512, models: {small: ./small, medium: ./medium, big: ./big}}}"
+    file = f"{variant(folder, tmp_path, text)}/models.yaml#f"
+
+    def loaded(limit: float) -> hsd.FamilyInfo:
+        monkeypatch.setenv("HSD_MEMORY_GB", str(limit))
+        with hsd.Engine.load(file, data_dir=tmp_path / str(limit)) as engine:
+            assert engine.generate("x", GREEDY).token_ids
+            return engine.info
+
+    whole = loaded(1)
+    assert whole.memory is not None and len(whole.models) == 3 and not whole.dropped
+    assert all(m.measured for m in whole.memory.models) and "were estimated" in whole.memory.verdict
+    per = whole.memory.models[0].total_gb
+    fewer = loaded(whole.memory.needed_gb - per / 2)
+    assert len(fewer.models) == 2 and len(fewer.dropped) == 1
+    assert "GB" in fewer.dropped[0].reason and "missed least" in fewer.dropped[0].reason
+    with pytest.raises(hsd.LoadError) as caught:
+        loaded(0.0001)
+    assert "does not fit" in caught.value.message and "0.0 GB free" in caught.value.message
+    assert "hsd families" in caught.value.hint
+
+
+def test_a_context_that_shrank_is_said(folder, tmp_path, monkeypatch):
+    text = "families: {f: {context: 8192, models: {big: ./big}}}"
+    copied = variant(folder, tmp_path, text)
+    tiny.model(context=8192).save_pretrained(copied / "big")
+    wanted = hsd.memory_fit(f"{copied}/models.yaml#f", device="cpu")
+    monkeypatch.setenv("HSD_MEMORY_GB", str(wanted.needed_gb * 0.6))
+    with hsd.Engine.load(f"{copied}/models.yaml#f", device="cpu", data_dir=tmp_path) as engine:
+        assert 512 <= engine.info.context < 8192
+        assert any(f"{engine.info.context:,} tokens instead of 8,192" in note for note in engine.info.notes)
+
+
+def test_code_that_comes_with_a_model_is_not_run(folder, tmp_path):
+    copied = variant(folder, tmp_path, (folder / "models.yaml").read_text())
+    config = json.loads((copied / "big" / "config.json").read_text())
+    config |= {"model_type": "homemade", "auto_map": {"AutoConfig": "own.C", "AutoModelForCausalLM": "own.M"}}
+    (copied / "big" / "config.json").write_text(json.dumps(config))
+    (copied / "big" / "own.py").write_text("import pathlib; pathlib.Path('ran').touch()")
+    with pytest.raises(hsd.LoadError, match="Python code of its own") as caught:
+        hsd.Engine.load(f"{copied}/models.yaml#mine", data_dir=tmp_path)
+    assert "trust_remote_code: true" in caught.value.hint and not Path("ran").exists()
+
+
+def test_weights_in_another_format_and_unknown_kinds_are_one_sentence(folder, tmp_path):
+    copied = variant(folder, tmp_path, (folder / "models.yaml").read_text())
+    (copied / "big" / "model.safetensors").rename(copied / "big" / "pytorch_model.bin")
+    with pytest.raises(hsd.LoadError) as caught:
+        hsd.Engine.load(f"{copied}/models.yaml#mine", data_dir=tmp_path)
+    assert "safetensors" in caught.value.message and "\n" not in str(caught.value)
+    (copied / "big" / "config.json").write_text('{"model_type": "from-the-future", "vocab_size": 10}')
+    with pytest.raises(hsd.LoadError) as caught:
+        hsd.Engine.load(f"{copied}/models.yaml#mine", data_dir=tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_truncated_weights_are_told_with_both_sizes(folder, tmp_path):
+    copied = variant(folder, tmp_path, (folder / "models.yaml").read_text())
+    weights = copied / "big" / "model.safetensors"
+    whole = weights.stat().st_size
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(hsd.LoadError) as caught:
+        hsd.Engine.load(f"{copied}/models.yaml#mine", data_dir=tmp_path)
+    assert f"has {whole - 100:,} bytes where its header wants {whole:,}" in caught.value.message

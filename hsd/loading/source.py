@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -147,6 +148,8 @@ def _quantization(spec: ModelSpec, device: str, dtype: str | None) -> Any:
     from transformers import BitsAndBytesConfig
 
     if spec.quantization == "int8":
+        # It would say on every pass that it computes in float16.
+        logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
         return BitsAndBytesConfig(load_in_8bit=True)
     name = dtype or (spec.dtype if spec.dtype != "auto" else "float32" if device == "cpu" else "bfloat16")
     return BitsAndBytesConfig(
@@ -160,11 +163,11 @@ def _quantization(spec: ModelSpec, device: str, dtype: str | None) -> Any:
 @contextlib.contextmanager
 def _watched(share: Share) -> Iterator[None]:
     """transformers' own progress bar counts tensors on a terminal; here it is told to whoever asked."""
-    from transformers.utils import logging
+    from transformers.utils import logging as progress
 
-    was = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    hook = getattr(logging, "set_tqdm_hook", None)
+    was = progress.is_progress_bar_enabled()
+    progress.disable_progress_bar()
+    hook = getattr(progress, "set_tqdm_hook", None)
     before = hook(lambda factory, args, options: _Bar(factory, args, options, share)) if hook else None
     try:
         yield
@@ -172,7 +175,7 @@ def _watched(share: Share) -> Iterator[None]:
         if hook:
             hook(before)
         if was:
-            logging.enable_progress_bar()
+            progress.enable_progress_bar()
 
 
 class _Bar:

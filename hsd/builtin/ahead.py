@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
+import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future, ProcessPoolExecutor
 from functools import cache, partial
@@ -27,7 +30,9 @@ class Workers:
     def __init__(self, job: Callable[[int], None], count: int) -> None:
         self._job = job
         # Not forked: tokenizers and torch have threads by now.
-        self._pool = ProcessPoolExecutor(count, mp_context=multiprocessing.get_context("spawn"))
+        self._pool = ProcessPoolExecutor(
+            count, mp_context=multiprocessing.get_context("spawn"), initializer=_belong, initargs=(os.getpid(),)
+        )
         self._futures: dict[int, Future[None]] = {}
 
     def wait(self, number: int) -> None:
@@ -53,6 +58,18 @@ def workers(folder: Path, corpus: Path | None, seed: int, shares: Shares, size: 
     """
     count = min(8, (os.cpu_count() or 1) // 2)
     return Workers(partial(_make, folder, corpus, seed, shares, size, learnt), count) if count > 1 else None
+
+
+def _belong(parent: int) -> None:
+    """Leaves an interrupt to the parent, and ends when the parent is gone: a killed run leaves nobody behind."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(0)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _make(folder: Path, corpus: Path | None, seed: int, shares: Shares, size: str, learnt: Path, number: int) -> None:

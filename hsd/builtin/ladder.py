@@ -13,6 +13,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ from hsd.loading.source import cpu_dtype
 from hsd.planning import Acceptances, best_plan
 from hsd.runtime import MAX_WIDTH, wrap
 from hsd.runtime.costs import StepCosts
+from hsd.runtime.upgrades import Upgrades
 from hsd.types import LOOKUP, Plan
 
 CANDIDATES: dict[str, Shape] = {
@@ -120,12 +122,21 @@ def _best(
     return best_plan(table, {pair: a for pair, a in acceptances.items() if set(pair) <= set(table)})
 
 
-def measure(shapes: Mapping[str, Shape], repeats: int = 9) -> dict[str, list[float]]:
-    """ms of a pass of width 1 to 16 behind 128 tokens on this CPU, in the number format that loading would choose."""
+def measure(shapes: Mapping[str, Shape], repeats: int = 9, compiled: Path | None = None) -> dict[str, list[float]]:
+    """ms of a pass of width 1 to 16 behind 128 tokens on this CPU, in the number format that loading would choose.
+
+    Args:
+        compiled: folder for compiled steps, which are made where they are missing (a minute a model); None: eager.
+    """
     costs = {}
     for name, shape in tqdm(shapes.items(), desc="step times", disable=None):
         model = build(shape, VOCABULARY, seed=0).to(cpu_dtype(size(shape)))
-        steps = StepCosts(wrap(name, model, CONTEXT))
+        lean = wrap(name, model, CONTEXT)
+        upgrades = Upgrades({name: lean}, compiled)
+        upgrades.start()
+        upgrades.wait()
+        upgrades.adopt()
+        steps = StepCosts(lean)
         steps.measure(buckets=(0,), repeats=repeats)
         costs[name] = steps.table()
     return costs
@@ -138,13 +149,14 @@ def main(arguments: list[str] | None = None) -> int:
     p.add_argument("--drafts", type=int, default=3)
     p.add_argument("--assume", nargs=3, type=float, metavar=("SAME", "SLOPE", "LOOKUP"), help="instead of both kinds")
     p.add_argument("--top", type=int, default=4, help="ladders shown")
+    p.add_argument("--compiled", type=Path, metavar="FOLDER", help="measure compiled steps, and keep them there")
     p.add_argument("--threads", type=int, help="CPU threads")
     p.add_argument("--json", action="store_true", help="one JSON object on the last line")
     a = p.parse_args(arguments)
     if a.threads:
         torch.set_num_threads(a.threads)
     shapes = {name: CANDIDATES[name] for name in CANDIDATES if name in a.candidates}
-    costs = measure(shapes)
+    costs = measure(shapes, compiled=a.compiled)
     found: dict[str, Any] = {"costs_ms": costs, "ladders": {}}
     print("| model | " + " | ".join(f"w = {w}" for w in (1, 2, 3, 5, 9, 16)) + " |\n" + "|---" * 7 + "|")
     for name, row in costs.items():

@@ -52,7 +52,7 @@ PRESETS: dict[str, Preset] = {
     "gpu": Preset(
         "gpu", 2290, 900, 128, 512, 5000, 6,
         Rates(muon=0.02, adam=3e-3, warmup=100), Rates(muon=0.02, adam=4e-3, warmup=60, decay=0.6),
-        pieces=2, judge_every=500, save_every=200,
+        judge_every=500, save_every=200,
         # Rounds come by the hundred: the 1,200 dialogues would be read 55 times, and the many rare pages but 9 times.
         shares=Shares(common_tasks=2000, other_tasks=2600, what_is=500, dialogues=90, app=700, sums=1100),
     ),

@@ -134,6 +134,21 @@ BARE: tuple[str, ...] = (
     "{keywords} ubuntu",
     "how {keywords}",
 )
+QUERIES: tuple[str, ...] = (
+    "{wish}",
+    "{wish}",
+    "{wish}?",
+    "{wish} linux",
+    "{wish} command",
+    "linux {wish}",
+    "command for {wish}",
+    "{wish}, please",
+    "{wish} with {program}",
+    "{program} {wish}",
+    "{program}: {wish}",
+)
+"""For what is a thing and no action: "memory usage"."""
+
 FRAMES: tuple[str, ...] = QUESTIONS + QUESTIONS + STATEMENTS + BARE + BARE
 """A plain question is the commonest way, so questions and short queries stand here twice."""
 

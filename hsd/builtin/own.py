@@ -1,7 +1,7 @@
 """The family's own conversations: written by hand, kept as data in this package. docs/builtin.md has the form.
 
 `howto.jsonl`  one task a line: program, wish, command, and other words for the wish ("asked": wishes to be framed,
-               or whole questions if they end with a question mark).
+               whole sentences if they end with a full stop or a question mark, or things to look for after a "~").
 `named.jsonl`  the same with names in it: `%file%` stands for one of the values of `slots.json`.
 others         one conversation a line: turns of {"asked": [one of these], "reply": text}, which may have names too.
 """
@@ -17,7 +17,7 @@ from random import Random
 
 from hsd.builtin import DATA
 from hsd.builtin.conversation import Conversation, conversation
-from hsd.builtin.frames import FRAMES, WITH_PROGRAM
+from hsd.builtin.frames import FRAMES, QUERIES, WITH_PROGRAM
 from hsd.builtin.lines import rows
 from hsd.builtin.phrasing import answer, ask, careless
 from hsd.builtin.tldr import Task
@@ -64,12 +64,15 @@ class HowTo:
     asked: tuple[str, ...]
 
     def play(self, rng: Random, frames: tuple[str, ...] = ()) -> Conversation:
-        """One question with its answer; `frames` replaces the frames of training."""
-        words = rng.choice((self.task.wish, *self.asked, *self.asked))
+        """One question with its answer; `frames` replaces the frames of training, for what can be framed."""
+        asked = [text for text in self.asked if not frames or not (text.endswith(("?", ".")) or text.startswith("~"))]
+        words = rng.choice((self.task.wish, *asked, *asked))
         program, wish, command, words = filled((self.task.program, self.task.wish, self.task.command, words), rng)
         task = Task(program, wish, command, self.task.rank)
-        if words.endswith("?"):
+        if words.endswith(("?", ".")):
             return conversation(careless(words, rng), answer(task))
+        if words.startswith("~"):
+            return conversation(ask(rng.choice(QUERIES), words[1:], program, rng), answer(task))
         frame = rng.choice(frames or (WITH_PROGRAM if rng.random() < 0.2 else FRAMES))
         return conversation(ask(frame, words, program, rng), answer(task))
 

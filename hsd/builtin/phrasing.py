@@ -90,7 +90,7 @@ def ask(frame: str, wish: str, program: str, rng: Random) -> str:
     """Fill a frame, with other words of the same meaning and with the carelessness of people who type."""
     wish = _WORDS.sub(lambda m: rng.choice(_CHOICES[m[1]]) if rng.random() < 0.3 else m[1], lowered(wish))
     verb = wish.split()[0]
-    if "{doing}" in frame and not (verb.isalpha() and verb.islower()):
+    if "{doing}" in frame and (not (verb.isalpha() and verb.islower()) or verb.endswith("ly")):
         frame = frame.replace("{doing}", "{wish}")
     text = frame.format(wish=wish, program=program, doing=doing(wish), keywords=keywords(wish))
     if frame.startswith(("{wish}", "{doing}")) and rng.random() < 0.5:

@@ -42,13 +42,12 @@ Options of the chat:
   --password TEXT   asked for by the page; needed for any address but this machine
   --data-dir DIR    where conversations and statistics are kept
   --plan PLAN       plan of new conversations, like lookup:2>tiny:3>big              (default: auto)
+  --unload-after M  minutes without a message after which memory is freed, 0: never  (default: 60)
   --config FILE     another models.yaml
   --no-browser      do not open a browser
 
 Everything is installed into .venv/ here; delete that folder to start afresh. The first start downloads the packages,
-a later one needs no network and goes straight to the chat, unless pyproject.toml or Python changed.
-
-Settings from the environment:
+a later one needs no network and goes straight to the chat, unless pyproject.toml or Python changed. The environment says:
   HSD_PYTHON        the Python to use, for instance /opt/python3.12/bin/python3
   HSD_TORCH_INDEX   a package index to take torch from, for instance https://download.pytorch.org/whl/cpu
   HSD_HOME          where conversations and statistics are kept

@@ -22,6 +22,13 @@ from chat import app
 @click.option("--data-dir", default=None, type=click.Path(file_okay=False), help="Folder of chat.db and stats.db.")
 @click.option("--plan", default="auto", show_default=True, help="Plan of new conversations, like lookup:2>tiny:3>big.")
 @click.option("--config", default=None, type=click.Path(dir_okay=False), help="Another models.yaml.")
+@click.option(
+    "--unload-after",
+    default=60.0,
+    show_default=True,
+    type=click.FloatRange(min=0),
+    help="Minutes without a message after which the models leave the memory; 0 keeps them.",
+)
 @click.option("--no-browser", is_flag=True, help="Do not open the browser.")
 def chat(no_browser: bool, **options: Any) -> None:
     """Chat with a family of models in the browser."""

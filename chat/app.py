@@ -5,6 +5,7 @@ Importing gradio takes seconds and torch many more, so both wait until what can 
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import errno
 import logging
@@ -49,6 +50,7 @@ class Arguments:
     plan: str = "auto"
     config: str | None = None
     browser: bool = True
+    unload_after: float = 60.0
 
 
 def serve(arguments: Arguments) -> int:
@@ -73,10 +75,16 @@ def serve(arguments: Arguments) -> int:
         examples=family.examples,
         system=family.system,
         may_drop=family.overflow == "drop",
+        family=family.name,
+        idle_seconds=60 * arguments.unload_after if arguments.unload_after else None,
     )
     if is_loopback(arguments.host) and not arguments.share:
         # What is added is loaded from this machine and written to it: nothing for guests.
         session.own_families = OwnFamilies(folder, arguments.config)
+        session.opener = lambda choice: loader(
+            dataclasses.replace(arguments, family=choice.reference, config=None if choice.own else arguments.config),
+            folder,
+        )
     stopped = _stop_on_signals()
     password = arguments.password or needed_password(arguments)
     page, address, shared = launch(session, arguments, password)
@@ -182,6 +190,7 @@ def launch(session: Session, arguments: Arguments, password: str | None) -> tupl
             run_history=False,
             enable_monitoring=False,
             ssr_mode=False,
+            pwa=True,
             mcp_server=False,
             inbrowser=False,
             theme=ui.theme(),

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from chat.records import Message
 
 TITLE_LENGTH = 60
+GREETING_LENGTH = 16
+_FILE = re.compile(r"^`([^`\n]+)`:\n(`{3,})[^`\n]*\n.*?^\2$", re.M | re.S)  # a file as the page writes it
 
 
-def make_title(text: str) -> str:
-    """The beginning of a first message, on one line."""
+def make_title(text: str, reply: str = "") -> str:
+    """A first message's beginning on one line; where that says as little as "Hi!", its reply's beginning too."""
+    text = _FILE.sub(r" \1 ", text) if _FILE.search(text) else text
     words = " ".join(text.split())
+    if reply and len(words) <= GREETING_LENGTH and len(words.split()) <= 2:
+        plain = " ".join(re.sub(r"<think>.*?(</think>|$)|```.*?(```|$)|[`*_#>]", " ", reply, flags=re.S).split())
+        words = f"{words} · {plain}" if plain else words
     if len(words) <= TITLE_LENGTH:
         return words
     cut = words[:TITLE_LENGTH]

@@ -69,9 +69,10 @@ _V1 = (
 
 # Large and seldom looked at, so it is no column that comes with every message.
 _RACES = ("ALTER TABLE messages ADD COLUMN race TEXT",)
+_PRESETS = ("CREATE TABLE presets (name TEXT PRIMARY KEY, settings TEXT NOT NULL)",)
 
 # Append only: a database on somebody's disk has already run the ones above.
-MIGRATIONS: tuple[tuple[str, ...], ...] = (_V1, search.TABLES, _RACES)
+MIGRATIONS: tuple[tuple[str, ...], ...] = (_V1, search.TABLES, _RACES, _PRESETS)
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from typing import Any
 
 import hsd
 from chat import tree
-from chat.comparing import Comparing
+from chat.choosing import Choosing
 from chat.library import TEMPORARY
 from chat.prompt import make_title, messages_for_engine
 from chat.records import Conversation, Message, Role
@@ -27,7 +27,8 @@ from chat.worker import Worker
 class Snapshot:
     """A conversation at a moment. `messages` leaves out the reply that `live` is.
 
-    `places`: of the messages that have siblings, their place among them and how many there are.
+    `places`: of the messages that have siblings, their place among them and how many there are. `above`: messages
+    before them that were not asked for. `undone`: the end of what was taken back and can be brought back.
     """
 
     conversation: Conversation | None
@@ -35,9 +36,11 @@ class Snapshot:
     live: Live | None
     version: int
     places: Mapping[str, tuple[int, int]] = dataclasses.field(default_factory=dict)
+    above: int = 0
+    undone: str | None = None
 
 
-class Session(Comparing):
+class Session(Choosing):
     """The chat of one store and one engine.
 
     Args:
@@ -49,6 +52,8 @@ class Session(Comparing):
         examples: messages to start with.
         system: the family's system message for conversations that have none.
         may_drop: the family leaves the oldest turns out where the context is full.
+        family: the family's name.
+        idle_seconds: see `Worker`.
     """
 
     def __init__(
@@ -62,14 +67,17 @@ class Session(Comparing):
         examples: tuple[str, ...] = (),
         system: str = "",
         may_drop: bool = False,
+        family: str = "",
+        idle_seconds: float | None = None,
     ) -> None:
         super().__init__(store)
+        self.family = family
         self.title, self.models, self.default_plan, self.examples = title, models, plan, examples
         self._system, self._may_drop = system, may_drop
         self.visited = threading.Event()
         """Set when the first page has been opened."""
         self._sending = threading.Lock()
-        self.worker = Worker(load, self._save, self._touch)
+        self.worker = Worker(load, self._save, self._touch, idle_seconds)
 
     def start(self) -> None:
         """Load the engine in the background."""
@@ -97,8 +105,20 @@ class Session(Comparing):
         self._of(message_id).update(message_id, **values)
         if "race" in values and (message := self.message(message_id)):
             self._touch(message.conversation_id)
+        if values.get("state") == "done":
+            self._name(message_id)
         if "state" in values:
             self._touch("list")
+
+    def _name(self, message_id: str) -> None:
+        """Give a conversation whose first message says little the title of its first exchange."""
+        store = self._of(message_id)
+        path = store.path_to(message_id, 3)
+        conversation = store.conversation(path[0].conversation_id) if len(path) == 2 else None
+        if conversation and conversation.title == make_title(path[0].text):
+            title = make_title(path[0].text, path[1].text)
+            if title != conversation.title:
+                store.rename(conversation.id, title)
 
     @property
     def engine(self) -> EngineView:
@@ -110,21 +130,24 @@ class Session(Comparing):
         """A sentence every page should show, or None."""
         return self.worker.saving.notice
 
-    def snapshot(self, conversation_id: str | None) -> Snapshot:
-        """What a page shows of a conversation; empty where it is unknown or deleted."""
+    def snapshot(self, conversation_id: str | None, last: int = -1) -> Snapshot:
+        """What a page shows of a conversation: its `last` messages, all if negative; empty where there is none."""
         version = self.version
         # The worker first: a reply that ends in between is then in the store and not twice on the page.
         live = self._live(conversation_id) if conversation_id else None
         conversation = self.conversation(conversation_id)
         if conversation is None:
             return Snapshot(None, (), None, version)
-        path = [self._with_unsaved(m) for m in self._of(conversation.id).path_to(conversation.leaf_id)]
+        store = self._of(conversation.id)
+        path = [self._with_unsaved(m) for m in store.path_to(conversation.leaf_id, last)]
+        above = store.path_length(conversation.leaf_id) - len(path)
         if live and path and path[-1].id == live.message_id:
             path.pop()
         else:
             live = None
-        places = tree.places(self._of(conversation.id), conversation.id, path)
-        return Snapshot(conversation, tuple(path), live, version, places)
+        places = tree.places(store, conversation.id, path)
+        undone = tree.hidden_below(store, conversation.id, conversation.leaf_id)
+        return Snapshot(conversation, tuple(path), live, version, places, above, undone)
 
     def live(self, conversation_id: str | None) -> Live | None:
         """The running reply alone, without a look into the store."""
@@ -157,6 +180,32 @@ class Session(Comparing):
         if message:
             self._check_free(message.conversation_id)
             super().switch(message_id, step)
+
+    def undo(self, conversation_id: str) -> str:
+        """Take the last message and its reply off the visible path; the message's text. Both stay, for `redo`.
+
+        Raises:
+            HsdError: there is none, or a reply is being written.
+        """
+        self._check_free(conversation_id)
+        conversation = self.conversation(conversation_id)
+        path = self._of(conversation_id).path_to(conversation.leaf_id, 2) if conversation else []
+        prompt = next((message for message in reversed(path) if message.role == "user"), None)
+        if prompt is None:
+            raise hsd.HsdError("There is nothing to take back.", "Send a message first.")
+        self._of(conversation_id).show(conversation_id, prompt.parent_id)
+        self._touch(conversation_id, "list")
+        return prompt.text
+
+    def redo(self, conversation_id: str) -> None:
+        """Bring back everything that `undo` took off."""
+        self._check_free(conversation_id)
+        conversation = self.conversation(conversation_id)
+        store = self._of(conversation_id)
+        undone = tree.hidden_below(store, conversation_id, conversation.leaf_id) if conversation else None
+        if undone:
+            store.show(conversation_id, undone)
+            self._touch(conversation_id, "list")
 
     # Replies
 
@@ -257,7 +306,7 @@ class Session(Comparing):
 
     def _parent_for_next(self, conversation_id: str) -> str | None:
         conversation = self.conversation(conversation_id)
-        path = self._of(conversation_id).path_to(conversation.leaf_id) if conversation else []
+        path = self._of(conversation_id).path_to(conversation.leaf_id, 2) if conversation else []
         if not path:
             return None
         # A prompt that was refused would make every later one fail too: the next one takes its place, as a branch.

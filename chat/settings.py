@@ -18,6 +18,9 @@ class Settings:
     top_p: float = 1.0
     top_k: int = 0
     min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
     max_tokens: int = 512
     seed: int | None = None
     system: str = ""
@@ -36,6 +39,9 @@ class Settings:
             top_p=self.top_p,
             top_k=self.top_k,
             min_p=self.min_p,
+            repetition_penalty=self.repetition_penalty,
+            presence_penalty=self.presence_penalty,
+            frequency_penalty=self.frequency_penalty,
             max_tokens=self.max_tokens,
             seed=self.seed,
         )

@@ -118,6 +118,11 @@ class Store:
         with self._errors():
             return list(self.db.execute(sql, values).fetchall())
 
+    def write(self, sql: str, *values: Any) -> None:
+        """Run one statement that changes something."""
+        with self._write() as db:
+            db.execute(sql, values)
+
     # Conversations
 
     def conversations(self, search: str = "", limit: int = 500) -> list[Conversation]:
@@ -156,8 +161,8 @@ class Store:
         with self._write() as db:
             db.execute("UPDATE conversations SET title = ? WHERE id = ?", [storable(title), conversation_id])
 
-    def show(self, conversation_id: str, leaf_id: str) -> None:
-        """Make the path that ends in this message the visible one."""
+    def show(self, conversation_id: str, leaf_id: str | None) -> None:
+        """Make the path that ends in this message the visible one; None shows nothing."""
         with self._write() as db:
             db.execute("UPDATE conversations SET leaf_id = ? WHERE id = ?", [leaf_id, conversation_id])
 
@@ -188,18 +193,28 @@ class Store:
 
     # Messages
 
-    def path_to(self, message_id: str | None) -> list[Message]:
-        """Messages from the root to this one."""
+    def path_to(self, message_id: str | None, last: int = -1) -> list[Message]:
+        """Messages from the root to this one; only the `last` of them unless that is negative."""
         with self._errors():
             rows = self.db.execute(
                 f"""WITH RECURSIVE up(id, parent_id, depth) AS (
                     SELECT id, parent_id, 0 FROM messages WHERE id = ?
                     UNION ALL SELECT m.id, m.parent_id, depth + 1 FROM messages m JOIN up ON m.id = up.parent_id
                 ) SELECT {", ".join(f"m.{name}" for name in MESSAGE_COLUMNS)}
-                FROM up JOIN messages m ON m.id = up.id ORDER BY up.depth DESC""",
-                [message_id],
+                FROM up JOIN messages m ON m.id = up.id WHERE ? < 0 OR up.depth < ? ORDER BY up.depth DESC""",
+                [message_id, last, last],
             ).fetchall()
         return [Message.from_row(row) for row in rows]
+
+    def path_length(self, message_id: str | None) -> int:
+        """How many messages there are from the root to this one."""
+        rows = self.rows(
+            """WITH RECURSIVE up(id) AS (
+                SELECT ? UNION ALL SELECT m.parent_id FROM messages m JOIN up ON m.id = up.id
+            ) SELECT count(*) FROM up WHERE id IS NOT NULL""",
+            message_id,
+        )
+        return int(rows[0][0])
 
     def messages(self, conversation_id: str) -> list[Message]:
         """All messages of all branches, each after the one it answers."""

@@ -37,6 +37,17 @@ def neighbour(store: Store, message: Message, step: int) -> str | None:
     return ids[place] if 0 <= place < len(ids) else None
 
 
+def hidden_below(store: Store, conversation_id: str, leaf_id: str | None) -> str | None:
+    """The end of what was written below the visible path, or None: there is something after messages were undone."""
+    rows = store.rows(
+        "SELECT id FROM messages WHERE conversation_id = ? AND parent_id IS ?"
+        " ORDER BY created DESC, rowid DESC LIMIT 1",
+        conversation_id,
+        leaf_id,
+    )
+    return newest_below(store, rows[0][0]) if rows else None
+
+
 def newest_below(store: Store, message_id: str) -> str:
     """The message that was written last in the branch that begins here: it has no message below it."""
     rows = store.rows(

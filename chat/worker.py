@@ -21,6 +21,8 @@ from chat.saving import Saving
 
 log = logging.getLogger(__name__)
 
+Wish = Literal["load", "unload", "replace"]
+
 CHECKPOINT_SECONDS = 1.0
 RETRY_SAVE_SECONDS = 2.0
 
@@ -32,18 +34,24 @@ class Worker:
         load: makes the engine; called in the worker's thread with a function that takes `hsd.LoadProgress`.
         save: stores columns of a message; may raise `hsd.StoreError`, then it is tried again later.
         changed: called with "engine", or with the id of a conversation whose running reply changed or ended.
+        idle_seconds: the engine's memory is given back after this long without a request; None keeps it.
     """
 
     def __init__(
-        self, load: Load, save: Callable[[str, Mapping[str, Any]], None], changed: Callable[[str], None]
+        self,
+        load: Load,
+        save: Callable[[str, Mapping[str, Any]], None],
+        changed: Callable[[str], None],
+        idle_seconds: float | None = None,
     ) -> None:
-        self._load, self._changed = load, changed
+        self._load, self._changed, self._idle_seconds = load, changed, idle_seconds
+        self._used = 0.0
         self.saving = Saving(save, lambda: changed("engine"))
         self._wake = threading.Condition()
         self._pending: deque[Request] = deque()
         self._active: Request | None = None
         self._closing = False
-        self._wish: Literal["load", "unload"] | None = None
+        self._wish: Wish | None = None
         self._learn = False
         self._engine: EngineLike | None = None
         self._loading_since = 0.0
@@ -75,7 +83,13 @@ class Worker:
         """Give the engine's memory back as soon as nobody waits for a reply; the next message loads it again."""
         self._wish_for("unload")
 
-    def _wish_for(self, wish: Literal["load", "unload"]) -> None:
+    def replace(self, load: Load) -> None:
+        """Load another engine in the place of this one, as soon as nobody waits for a reply."""
+        self._load = load
+        if self._thread.ident is not None:
+            self._wish_for("replace")
+
+    def _wish_for(self, wish: Wish) -> None:
         with self._wake:
             self._wish = wish
             self._wake.notify_all()
@@ -160,8 +174,12 @@ class Worker:
                 self._idle()
         self._shut()
 
-    def _fulfil(self, wish: Literal["load", "unload"]) -> None:
-        if wish == "load" and self._engine is None:
+    def _fulfil(self, wish: Wish) -> None:
+        if wish == "replace":
+            self._close_engine()
+            self._info, self._plan, self._reason = None, "", ""
+            self._open()
+        elif wish == "load" and self._engine is None:
             self._open()
         elif wish == "unload" and self._engine is not None:
             self._close_engine()
@@ -177,13 +195,14 @@ class Worker:
         except Exception as error:
             log.exception("the engine did not load")
             self._error = f"The engine did not load: {type(error).__name__}: {error}. Run `hsd doctor` for the details."
-        self._learn = True
+        self._learn, self._used = True, time.monotonic()
         self._note_info()
         self._set_state("ready" if self._engine else "failed")
 
     def _note_info(self) -> None:
-        # Kept, since pages look often and the engine gathers it anew each time.
-        self._info = self._engine.info if self._engine else None
+        # Kept, since pages look often and the engine gathers it anew each time; also while it is not in memory.
+        if self._engine:
+            self._info = self._engine.info
 
     def _note_progress(self, progress: hsd.LoadProgress) -> None:
         self._progress = progress
@@ -204,9 +223,20 @@ class Worker:
                 # Learning only makes later replies faster; a failure in it must not end the chat.
                 log.exception("learning from finished replies failed")
             self._look_up()
+        left = self._idle_left()
+        if left is not None and left <= 0 and not (self._pending or self._wish or self._closing):
+            self._close_engine()
+            self._set_state("unloaded")
+            left = None
         with self._wake:
             if not (self._pending or self._wish or self._closing):
-                self._wake.wait(RETRY_SAVE_SECONDS if self.saving.behind else None)
+                self._wake.wait(RETRY_SAVE_SECONDS if self.saving.behind else left)
+
+    def _idle_left(self) -> float | None:
+        """Seconds until the engine's memory is given back. A machine that sleeps does not count them on Linux."""
+        if self._idle_seconds is None or self._engine is None:
+            return None
+        return self._used + self._idle_seconds - time.monotonic()
 
     def _look_up(self) -> None:
         """Ask the engine what it knows of its plans, for pages that must not wait for its turn."""
@@ -237,9 +267,12 @@ class Worker:
             values = {**request.partial(), "state": "error", "finish_reason": "error", "error": str(error)}
         except Exception as error:
             log.exception("the engine failed during a reply")
-            sentence = f"The engine failed: {type(error).__name__}: {error}. Try again, or restart the program."
+            sentence = f"The engine failed: {type(error).__name__}: {error}. Try again: it is loaded anew."
             values = {**request.partial(), "state": "error", "finish_reason": "error", "error": sentence}
-        self._learn = True
+            # A device that was lost while the machine slept stays lost: the next message gets a new engine.
+            self._close_engine()
+            self._set_state("unloaded")
+        self._learn, self._used = True, time.monotonic()
         self._note_info()
         self._end(request, values)
 

@@ -17,7 +17,7 @@ from chat.session import Session
 from chat.settings import Settings
 from chat.store import Store
 
-KILLS = 20
+KILLS = 50
 HERE = Path(__file__).resolve().parent
 CHILD = """
 import sys
@@ -61,7 +61,7 @@ def run_and_kill(code: str, number: int, chance: random.Random) -> list[str]:
 
 
 @pytest.mark.full
-def test_twenty_kills_lose_nothing_that_was_stored(tmp_path: Path) -> None:
+def test_fifty_kills_lose_nothing_that_was_stored(tmp_path: Path) -> None:
     db = tmp_path / "chat.db"
     code = CHILD.format(paths=[str(HERE), str(HERE.parent)], db=str(db))
     chance = random.Random(8)

@@ -63,7 +63,7 @@ def test_a_message_gets_its_reply_with_statistics(session: Session) -> None:
     assert answer.state == "done" and answer.finish_reason == "stop" and answer.stats["speedup"] == 2.4
     assert len(answer.provenance) == len(answer.pieces) == answer.stats["tokens"]
     assert "".join(answer.pieces) == answer.text
-    assert session.conversations()[0].title == "hello there"
+    assert session.conversations()[0].title == "hello there · You said hello there to me."
     assert session.last_stats(conversation)["tokens"] == 6 and session.last_stats(None) is None
 
 

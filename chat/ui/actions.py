@@ -9,6 +9,7 @@ from typing import Any
 import gradio as gr
 
 import hsd
+from chat import presets
 from chat.library import TEMPORARY
 from chat.records import Message
 from chat.session import Session
@@ -126,15 +127,57 @@ class Actions:
             tab.open = None if tab.open == identifier else tab.open
 
     def bring(self, event: gr.EventData, request: gr.Request) -> list[Any]:
-        """Import the text of a file that the browser has read, and show what was in it."""
+        """Import the text of a file that the browser has read, and show what was in it; or change the family."""
         tab = self._tab(request)
+        data = event._data or {}
+        if data.get("action") != "import":
+            return self._family(tab, str(data.get("id", ""))) if data.get("action") == "family" else self._unchanged()
         try:
-            self._show(tab, self.session.imported(str((event._data or {}).get("text", ""))))
+            self._show(tab, self.session.imported(str(data.get("text", ""))))
         except hsd.HsdError as error:
             tab.problem = str(error)
-            return [gr.skip()] * len(settings.NAMES)
+            return self._unchanged()
         tab.shown, tab.undo = SHOWN, None
         return self._settings_of(tab)
+
+    def _unchanged(self) -> list[Any]:
+        return [gr.skip()] * len(settings.NAMES)
+
+    def _family(self, tab: Tab, name: str) -> list[Any]:
+        try:
+            self.session.choose(name)
+        except hsd.HsdError as error:
+            tab.problem = str(error)
+            return self._unchanged()
+        # A plan names levels, which are others in another family.
+        return [self.session.default_plan if name == "plan" else gr.skip() for name in settings.NAMES]
+
+    def preset(self, name: str | None, request: gr.Request, *values: Any) -> list[Any]:
+        """Settings of a preset; a name that is new is only being typed."""
+        tab = self._tab(request)
+        try:
+            if name in presets.names(self.session.store):
+                return settings.show(presets.apply(self.session.store, str(name), settings.read(*values)))
+        except hsd.HsdError as error:
+            tab.problem = str(error)
+        return self._unchanged()
+
+    def keep_preset(self, name: str | None, request: gr.Request, *values: Any) -> Any:
+        """Keep the settings under this name."""
+        return self._preset(request, lambda: presets.keep(self.session.store, name or "", settings.read(*values)))
+
+    def forget_preset(self, name: str | None, request: gr.Request) -> Any:
+        """Forget what is kept under this name."""
+        return self._preset(request, lambda: presets.drop(self.session.store, name or ""))
+
+    def _preset(self, request: gr.Request, change: Callable[[], None]) -> Any:
+        tab = self._tab(request)
+        try:
+            change()
+        except hsd.HsdError as error:
+            tab.problem = str(error)
+            return gr.skip()
+        return gr.update(choices=presets.names(self.session.store))
 
     def engine(self, event: gr.EventData, request: gr.Request) -> None:
         """Load the engine, or give its memory back."""
@@ -148,12 +191,15 @@ class Actions:
         except hsd.HsdError as error:
             tab.problem = str(error)
 
-    def turn(self, event: gr.EventData, request: gr.Request, *values: Any) -> Any:
-        """An action on a turn: another reply, more of it, another prompt, another branch, or earlier turns."""
+    def turn(self, event: gr.EventData, request: gr.Request, unsent: str, *values: Any) -> Any:
+        """An action on a turn: another reply, more of it, another prompt, another branch, undo, or earlier turns."""
         tab = self._tab(request)
         data = event._data or {}
         action, identifier = str(data.get("action")), str(data.get("id", ""))
         try:
+            if action == "undo" and tab.open:
+                prompt = self.session.undo(tab.open)
+                return gr.skip() if (unsent or "").strip() else prompt
             self._on_turn(tab, action, identifier, str(data.get("text", "")), values)
         except hsd.HsdError as error:
             tab.problem = str(error)
@@ -166,6 +212,8 @@ class Actions:
     def _on_turn(self, tab: Tab, action: str, identifier: str, text: str, values: Sequence[Any]) -> None:
         if action == "temporary" and tab.open is None:
             tab.temporary = not tab.temporary
+        elif action == "redo" and tab.open:
+            self.session.redo(tab.open)
         elif action == "earlier":
             tab.shown += 5 * SHOWN
         elif action == "again":

@@ -24,13 +24,16 @@ def history(
     known: dict[str, str],
     shown: int = SHOWN,
     places: Mapping[str, tuple[int, int]] | None = None,
+    above: int = 0,
 ) -> str:
-    """All turns, the last `shown` of them. `places`: of those that have siblings, which of how many they are."""
+    """All turns, the last `shown` of them.
+
+    `places`: of those that have siblings, which of how many they are. `above`: how many there are before `messages`.
+    """
     hidden = max(0, len(messages) - shown)
+    earlier = plural(above + hidden, "earlier message")
     more = (
-        f'<button type="button" class="earlier" data-action="earlier">Show {plural(hidden, "earlier message")}</button>'
-        if hidden
-        else ""
+        f'<button type="button" class="earlier" data-action="earlier">Show {earlier}</button>' if above + hidden else ""
     )
     last = messages[-1].id if messages else None
     places = places or {}
@@ -85,6 +88,7 @@ def _ending(message: Message, *, last: bool) -> str:
 
 def _footer(message: Message, known: dict[str, str], place: tuple[int, int] | None, *, last: bool) -> str:
     again = _button("again", "Try again") if last and message.state != "running" else ""
+    again += _button("undo", "Undo", "Take back this message and its reply") if again else ""
     copy = _button("copy", "Copy") if message.text else ""
     buttons = f'<span class="tools">{_branches(place)}{copy}{again}</span>'
     if not message.stats:
@@ -133,9 +137,14 @@ def _progress(live: Live, *, loading: bool) -> str:
     return f"{plural(live.tokens, 'token')} · {levels}" if levels else plural(live.tokens, "token")
 
 
+def taken_back() -> str:
+    """Stands at the end of a conversation from which something was undone."""
+    return f'<p class="ending back" role="status">Taken back. {_button("redo", "Bring it back")}</p>'
+
+
 def menu(conversation: Conversation | None) -> str:
     """What is seldom done with a conversation."""
-    items = _item("import", "Import a conversation…")
+    items = _item("attach", "Add a text file to the message…") + _item("import", "Import a conversation…")
     if conversation:
         items = _item("export-markdown", "Export as Markdown") + _item("export-json", "Export as JSON") + items
     identifier = escape(conversation.id) if conversation else ""

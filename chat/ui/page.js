@@ -137,12 +137,23 @@
     else if (action === "copy") copy(button, written(owner.querySelector(".prose") ?? owner.querySelector(".think > div")));
     else if (action === "rename") rename(button.closest("li"), trigger);
     else if (action === "import") bring(trigger);
+    else if (action === "attach") hsdAttach();
     else if (action.startsWith("export-")) save(button, { id, kind: action.slice(7) }, server);
     else if (action === "rewrite") rewrite(owner, trigger, owner.querySelector(".said").textContent);
     else if (action === "provenance") showProvenance(button, id, server);
     else trigger("select", { action, id });
     button.closest(".menu")?.removeAttribute("open");
     if (action === "open" && innerWidth < 800) document.querySelector("#left .toggle-button")?.click();
+  };
+
+  // Families are looked up when somebody wants to see them: what fits the memory changes.
+  window.hsdFamilies = async (menu, server) => {
+    const box = menu.querySelector(":scope > div");
+    if (!menu.open || box.dataset.asked) return;
+    box.dataset.asked = "";
+    // HTML of ours, in which everything is escaped.
+    box.innerHTML = await server.offered();
+    delete box.dataset.asked;
   };
 
   addEventListener("click", (event) => {

@@ -10,8 +10,9 @@ from typing import Any
 
 import gradio as gr
 
+from chat import presets
 from chat.session import Session
-from chat.ui import actions, families, settings, views, watch
+from chat.ui import actions, families, picker, settings, views, watch
 from chat.ui.tabs import Tabs
 
 # KaTeX as Gradio brings it, for formulas; its name changes with Gradio's version, and it may be missing.
@@ -22,11 +23,15 @@ HEAD = (
     f"<script>window.hsdKatex = {json.dumps(_FORMULAS and 'assets/' + _FORMULAS.name)};</script>"
     + "".join(
         f"<script>{files('chat.ui').joinpath(name).read_text('utf-8')}</script>"
-        for name in ("plan.js", "page.js", "unsent.js")
+        for name in ("plan.js", "page.js", "unsent.js", "files.js")
     )
 )
 # Clicks inside HTML of ours reach Python as one event that says which action on what.
 CLICKS = "element.addEventListener('click', (event) => hsdClick(event, trigger, server, props));"
+LISTS = (
+    "element.addEventListener('toggle', (event) => {"
+    " if (event.target.matches('.families')) hsdFamilies(event.target, server); }, true);"
+)
 OPEN_FROM_ADDRESS = "() => [(location.hash.match(/c=([\\w-]+)/) || ['', ''])[1]]"
 SHOW_IN_ADDRESS = "(id) => { if (id) { hsdAddress({ c: id }); hsdOpened(id); } }"
 
@@ -63,7 +68,11 @@ def _left() -> dict[str, Any]:
 
 def _middle(session: Session) -> dict[str, Any]:
     with gr.Column(elem_id="chat"):
-        head = _html(elem_id="head", js_on_load=CLICKS, server_functions=[actions.exported(session)])
+        head = _html(
+            elem_id="head",
+            js_on_load=CLICKS + LISTS,
+            server_functions=[actions.exported(session), picker.offered(session)],
+        )
         history = _html(elem_id="history", js_on_load=CLICKS, server_functions=[actions.provenance(session)])
         # Two, so that only the end of a long reply is sent and laid out again.
         with gr.Column(elem_id="running"):
@@ -87,9 +96,9 @@ def _middle(session: Session) -> dict[str, Any]:
 def _right(session: Session) -> dict[str, Any]:
     with gr.Sidebar(label="Engine", width=300, position="right", elem_id="right"):
         engine = _html(elem_id="engine", js_on_load=CLICKS)
-        fields = settings.build(session.default_plan)
+        panel = settings.build(session.default_plan, presets.names(session.store))
         own = families.build() if session.own_families else {}
-    return {"engine": engine, "settings": fields, **own}
+    return {"engine": engine, **panel, **own}
 
 
 def _wire(page: gr.Blocks, session: Session, tabs: Tabs, ui: dict[str, Any]) -> None:
@@ -123,7 +132,11 @@ def _wire(page: gr.Blocks, session: Session, tabs: Tabs, ui: dict[str, Any]) -> 
     ui["listing"].select(do.choose, None, fields, **quiet)
     ui["head"].select(do.bring, None, fields, **quiet)
     ui["engine"].select(do.engine, None, None, **quiet)
-    ui["history"].select(do.turn, fields, [message], **quiet)
+    ui["history"].select(do.turn, [message, *fields], [message], **quiet)
+    preset = ui["preset"]
+    preset.input(do.preset, [preset, *fields], fields, **quiet)
+    ui["preset_keep"].click(do.keep_preset, [preset, *fields], [preset], **quiet)
+    ui["preset_forget"].click(do.forget_preset, [preset], [preset], **quiet)
     views.wire(page, session, tabs, ui, quiet)
     if session.own_families:
         families.wire(session.own_families, ui, quiet)

@@ -8,23 +8,50 @@ import gradio as gr
 
 from chat.settings import Settings
 
-NAMES = ("temperature", "top_p", "top_k", "min_p", "max_tokens", "seed", "system", "plan")
+NAMES = (
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "repetition_penalty",
+    "presence_penalty",
+    "frequency_penalty",
+    "max_tokens",
+    "seed",
+    "system",
+    "plan",
+)
 
 
-def build(plan: str) -> list[gr.components.Component]:
-    """The panel; its components in the order of `NAMES`."""
+def build(plan: str, names: list[str]) -> dict[str, Any]:
+    """The panel: its components in the order of `NAMES`, and what chooses and keeps presets."""
     start = Settings(plan=plan)
     with gr.Accordion("Settings", open=False, elem_id="settings"):
-        return [
+        preset = gr.Dropdown(
+            names,
+            value=None,
+            label="Preset",
+            info="choose one, or write a name to keep these settings under",
+            allow_custom_value=True,
+            elem_id="preset",
+        )
+        with gr.Row(elem_id="preset-buttons"):
+            keep = gr.Button("Keep", size="sm", elem_id="preset-keep")
+            forget = gr.Button("Forget", size="sm", elem_id="preset-forget")
+        fields = [
             gr.Slider(0, 2, start.temperature, step=0.05, label="Temperature", info="0 takes the likeliest token"),
             gr.Slider(0.05, 1, start.top_p, step=0.01, label="Top-p", info="1 keeps every token"),
             gr.Number(start.top_k, precision=0, minimum=0, label="Top-k", info="0 keeps every token"),
             gr.Slider(0, 0.5, start.min_p, step=0.01, label="Min-p", info="0 keeps every token"),
+            gr.Slider(1, 2, start.repetition_penalty, step=0.01, label="Repetition penalty", info="1 is none"),
+            gr.Slider(-2, 2, start.presence_penalty, step=0.05, label="Presence penalty", info="0 is none"),
+            gr.Slider(-2, 2, start.frequency_penalty, step=0.05, label="Frequency penalty", info="0 is none"),
             gr.Number(start.max_tokens, precision=0, minimum=1, label="Longest reply", info="tokens"),
             gr.Textbox(label="Seed", placeholder="a new one each time", info="a whole number repeats a reply"),
             gr.Textbox(label="System prompt", lines=3, max_lines=8),
             gr.Textbox(start.plan, label="Plan", info="auto, or levels like lookup:2>tiny:3>big"),
         ]
+    return {"settings": fields, "preset": preset, "preset_keep": keep, "preset_forget": forget}
 
 
 def read(*values: Any) -> Settings:

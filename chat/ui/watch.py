@@ -12,7 +12,7 @@ import gradio as gr
 
 import hsd
 from chat.session import Live, Session
-from chat.ui import engine, history, listing
+from chat.ui import engine, history, listing, picker
 from chat.ui.levels import looks
 from chat.ui.tabs import Tab
 from chat.ui.text import Growing, escape
@@ -44,6 +44,7 @@ def parts(session: Session, ui: dict[str, Any]) -> list[Part]:
             tab.open,
             tab.temporary,
             tab.shown,
+            session.changed("family"),
             session.changed(tab.open or "") if not _streaming(session, tab) else "streaming",
         )
 
@@ -145,17 +146,19 @@ def _head(session: Session, tab: Tab) -> str:
     kept = " · not kept" if tab.temporary else ""
     return (
         f'<div class="name"><h1>{escape(title)}</h1>{history.menu(conversation)}</div>'
-        f'<p class="quiet"><span class="dot {view.state}"></span>'
-        f"{escape(session.title)} · {escape(engine.status(view))}{kept}</p>"
+        f'<div class="quiet"><span class="dot {view.state}"></span>'
+        f"{picker.menu(session)} · {escape(engine.status(view))}{kept}</div>"
     )
 
 
 def _history(session: Session, tab: Tab) -> str:
-    snapshot = session.snapshot(tab.open)
+    snapshot = session.snapshot(tab.open, tab.shown)
+    back = history.taken_back() if snapshot.undone else ""
     if not snapshot.messages and snapshot.live is None:
-        return history.empty(session.title, session.examples, temporary=tab.temporary)
+        return history.empty(session.title, session.examples, temporary=tab.temporary) + back
     tab.rendered = snapshot.messages[-1].id if snapshot.messages else ""
-    return history.history(snapshot.messages, _looks(session), tab.shown, snapshot.places)
+    turns = history.history(snapshot.messages, _looks(session), tab.shown, snapshot.places, snapshot.above)
+    return turns + back
 
 
 def _notice(session: Session, tab: Tab) -> str:

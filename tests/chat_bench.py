@@ -1,0 +1,392 @@
+"""Figures of the page, printed: `python tests/chat_bench.py latency|open|speed`.
+
+latency  from the engine's event to the text in the browser, 200 messages of history, 200 tokens per second
+open     first paint, and the opening of a conversation of 2,000 messages
+speed    what the page costs the engine: alone, in the chat's thread, and in a process of its own; with a client that
+         reads the page's events, and with a browser. DATA=folder keeps compiled steps between runs.
+
+Browser, server and engine share the machine's cores: with two of them each takes from the other.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sqlite3
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE), str(HERE.parent)]
+
+import hsd  # noqa: E402
+from chat.request import Load  # noqa: E402
+
+PLAN = "tiny:3>large"
+REPLIES, TOKENS, HOT = 8, 400, 1.5
+
+
+def fill(folder: Path, messages: int, title: str) -> str:
+    """A stored conversation with Markdown and figures; its id."""
+    from chat_fakes import POEM
+
+    from chat.store import Store
+
+    store, parent = Store(folder / "chat.db"), None
+    conversation = store.create(title)
+    stats = {"tokens": 90, "tokens_per_second": 61.2, "speedup": 2.4, "plan": "tiny:3>big", "baseline": "estimated"}
+    with store.db.atomic():
+        for number in range(messages // 2):
+            _, parent = store.add_turn(conversation, parent, f"question {number}: how do I unpack it?", {})
+            provenance = ["tiny"] * 90
+            store.update(parent, text=f"{number} {POEM}", state="done", stats=stats, provenance=provenance)
+    store.close()
+    return conversation
+
+
+# Servers
+
+
+def paced() -> Load:
+    """An engine whose words are the times at which it said them, 200 of them a second, 3 to an event."""
+    from chat_fakes import INFO, ScriptedEngine
+
+    class Clock(ScriptedEngine):
+        def stream(self, messages: Any, params: Any, **options: Any) -> Iterator[hsd.Event]:
+            yield hsd.Started(hsd.Plan.parse("lookup:2>tiny:3>big"), 12, 4)
+            begun, said, text = time.monotonic(), 0, ""
+            while said < min(params.max_tokens, 1200) and not options["cancel"].is_set():
+                said += 3
+                time.sleep(max(0.0, begun + said / 200 - time.monotonic()))
+                piece = f" {time.time() * 1000:.0f}" * 3 + ("\n\n" if said % 60 == 0 else "")
+                text += piece
+                yield hsd.Tokens(piece, self.tokenizer.ids(["x"] * 3), ("tiny",) * 3)
+            yield hsd.Finished(self._reply("x", 1, "stop", hsd.Plan.parse("tiny:3>big"), 1.0))
+
+    engine = Clock(lambda _: "")
+    assert engine.info is INFO
+    return lambda progress: engine
+
+
+def serve(kind: str, port: int, folder: Path) -> None:
+    """The chat over an engine: "paced", "thread" or "process"."""
+    from chat import app
+    from chat.session import Session
+    from chat.store import Store
+
+    load: Load = paced()
+    if kind == "thread":
+        load = lambda progress: hsd.Engine.load("builtin", data_dir=folder, progress=progress)  # noqa: E731
+    elif kind == "process":
+        load = lambda progress: Far(folder)  # type: ignore[assignment]  # noqa: E731
+    session = Session(Store(folder / "chat.db"), load, title="Bench", models=("tiny", "small", "medium", "large"))
+    app.launch(session, app.Arguments(port=port), None)
+    session.start()
+    while session.engine.state in ("starting", "loading"):
+        time.sleep(0.05)
+    print("ready" if session.engine.state == "ready" else session.engine.error, flush=True)
+    signal.pause()
+
+
+class Far:
+    """An engine in a process of its own, whose events come through a pipe as JSON would: what a seam would cost."""
+
+    def __init__(self, folder: Path) -> None:
+        import multiprocessing
+
+        context = multiprocessing.get_context("spawn")
+        self._pipe, end = context.Pipe()
+        self._child = context.Process(target=engine_process, args=(end, str(folder)), daemon=True)
+        self._child.start()
+        self.info: Any = self._pipe.recv()
+        self.tokenizer = self
+
+    all_special_ids: tuple[int, ...] = ()
+
+    def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
+        return "x" * len(ids)
+
+    def stream(self, messages: Any, params: Any, *, plan: str, cancel: threading.Event) -> Iterator[hsd.Event]:
+        self._pipe.send((messages, params, plan))
+        while True:
+            event = self._pipe.recv()
+            yield event
+            if isinstance(event, hsd.Finished):
+                return
+
+    def learn(self, should_stop: Callable[[], bool]) -> None:
+        return
+
+    def close(self) -> None:
+        self._child.kill()
+
+
+def engine_process(pipe: Any, folder: str) -> None:
+    """The other end of `Far`."""
+    engine = hsd.Engine.load("builtin", data_dir=folder)
+    pipe.send(engine.info)
+    while True:
+        messages, params, plan = pipe.recv()
+        for event in engine.stream(messages, params, plan=plan):
+            pipe.send(event)
+
+
+@contextmanager
+def serving(kind: str, folder: Path) -> Iterator[str]:
+    """A server's address."""
+    from test_chat_cli import free_port
+
+    port = free_port()
+    command = [sys.executable, str(HERE / "chat_bench.py"), "serve", kind, str(port), str(folder)]
+    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"})
+    try:
+        assert server.stdout is not None
+        line = server.stdout.readline()
+        assert line == "ready\n", line
+        yield f"http://127.0.0.1:{port}/"
+    finally:
+        server.kill()
+        server.wait()
+
+
+# What reads the page
+
+
+class Reader:
+    """A tab without a browser: joins the two events that write the page, and reads what they send."""
+
+    def __init__(self, address: str) -> None:
+        self.address, self.session = address, f"bench{time.time_ns()}"
+        config = json.load(urllib.request.urlopen(f"{address}config"))
+        elements = {c["id"]: c.get("props", {}).get("elem_id") for c in config["components"]}
+        self.bytes, self.functions = 0, {}
+        for function in config["dependencies"]:
+            outputs = {elements.get(i) for i in function["outputs"]}
+            inputs = [elements.get(i) for i in function["inputs"]]
+            if {"settled", "rest"} <= outputs:
+                self.functions["stream"] = function
+            elif "history" in outputs and "listing" in outputs:
+                self.functions["follow"] = function
+            elif inputs[:1] == ["message"] and outputs == {"message"}:
+                self.functions["send"] = function
+        for name in ("follow", "stream"):
+            self.join(name, ["new"])
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def join(self, name: str, data: list[Any]) -> None:
+        body = {"data": data, "fn_index": self.functions[name]["id"], "session_hash": self.session}
+        request = urllib.request.Request(
+            f"{self.address}gradio_api/queue/join", json.dumps(body).encode(), {"Content-Type": "application/json"}
+        )
+        urllib.request.urlopen(request).read()
+
+    def _read(self) -> None:
+        try:
+            with urllib.request.urlopen(f"{self.address}gradio_api/queue/data?session_hash={self.session}") as events:
+                for line in events:
+                    self.bytes += len(line)
+        except OSError:
+            pass  # the server has been stopped
+
+
+def ask_without_browser(address: str, folder: Path, settings: Mapping[str, Any]) -> None:
+    """Send the replies' prompts through the page's own events, one after the other."""
+    from chat.settings import Settings
+    from chat.ui.settings import NAMES, show
+
+    reader = Reader(address)
+    for number in range(REPLIES):
+        values = show(Settings(**{**settings, "seed": number}))
+        assert len(values) == len(NAMES)
+        reader.join("send", ["Tell me everything.", *values])
+        wait_for(folder, number + 1)
+    assert reader.bytes > 10_000, "the page's events were not read"
+
+
+def ask_in_browser(address: str, folder: Path, settings: Mapping[str, Any]) -> None:
+    """The same in chromium."""
+    from chat_browser import chromium, send, tab
+
+    with chromium() as browser, tab(browser, f"{address}#c=new") as page:
+        page.click("#settings button")
+        page.get_by_label("number input for Temperature").fill(str(HOT))
+        page.get_by_label("Plan").first.fill(PLAN)
+        page.get_by_label("Longest reply").fill(str(TOKENS))
+        for number in range(REPLIES):
+            page.get_by_label("Seed").fill(str(number))
+            page.wait_for_timeout(300)
+            send(page, "Tell me everything.")
+            wait_for(folder, number + 1)
+
+
+def wait_for(folder: Path, replies: int) -> None:
+    deadline = time.monotonic() + 60
+    while len(finished(folder)) < replies:
+        assert time.monotonic() < deadline, "no reply came"
+        time.sleep(0.1)
+
+
+def finished(folder: Path) -> list[dict[str, Any]]:
+    """Statistics of the stored replies."""
+    with sqlite3.connect(folder / "chat.db") as db:
+        rows = db.execute("SELECT stats FROM messages WHERE stats IS NOT NULL ORDER BY created").fetchall()
+    db.close()
+    return [json.loads(row[0]) for row in rows]
+
+
+# Figures
+
+
+def alone(folder: Path) -> list[dict[str, Any]]:
+    """The same replies by the engine alone, in this process."""
+    found, messages = [], []
+    with hsd.Engine.load("builtin", data_dir=folder) as engine:
+        for number in range(REPLIES):
+            messages.append({"role": "user", "content": "Tell me everything."})
+            params = hsd.SamplingParams(temperature=HOT, max_tokens=TOKENS, seed=number)
+            reply = engine.generate(messages, params, plan=PLAN)
+            messages.append({"role": "assistant", "content": reply.text, "token_ids": list(reply.token_ids)})
+            found.append({"tokens": reply.stats.tokens, "decode_seconds": reply.stats.decode_seconds})
+    return found
+
+
+def speed(ways: Sequence[str], rounds: int) -> None:
+    """Tokens per second of decoding, way by way in turn, so that a slow minute meets all of them."""
+    folder = Path(os.environ.get("DATA") or tempfile.mkdtemp())
+    settings = {"temperature": HOT, "plan": PLAN, "max_tokens": TOKENS}
+    rates: dict[str, list[float]] = {way: [] for way in ways}
+    for number in range(rounds):
+        for way in ways:
+            for file in folder.glob("chat.db*"):
+                file.unlink()
+            if way == "alone":
+                replies = alone(folder)
+            else:
+                kind, reader = way.split("+")
+                with serving(kind, folder) as address:
+                    ask = ask_in_browser if reader == "browser" else ask_without_browser
+                    ask(address, folder, settings)
+                    replies = finished(folder)
+            rate = [(r["tokens"] - 1) / r["decode_seconds"] for r in replies if r["tokens"] > 20]
+            rates[way] += rate
+            print(f"round {number + 1}, {way}: {statistics.median(rate):.0f} tok/s, {len(rate)} replies", flush=True)
+    base = statistics.median(rates[ways[0]])
+    for way, found in rates.items():
+        middle = statistics.median(found)
+        print(
+            f"{way}: median {middle:.0f} tok/s of {len(found)} replies, {100 * (middle / base - 1):+.1f}% of {ways[0]}"
+        )
+
+
+LATENCY = """() => {
+  window.delays = new Map();
+  const look = () => {
+    const numbers = document.getElementById("running").textContent.match(/\\d{13}/g) ?? [];
+    const now = Date.now();
+    for (let i = numbers.length - 1; i >= 0 && !window.delays.has(numbers[i]); i -= 1) {
+      window.delays.set(numbers[i], now - Number(numbers[i]));
+    }
+  };
+  new MutationObserver(() => requestAnimationFrame(look)).observe(document.getElementById("running"),
+    { childList: true, subtree: true, characterData: true });
+}"""
+
+
+def latency() -> None:
+    """Time from each event of the engine to the frame that shows its text."""
+    from chat_browser import chromium, send, tab
+
+    folder = Path(tempfile.mkdtemp())
+    conversation = fill(folder, 200, "two hundred messages")
+    with (
+        serving("paced", folder) as address,
+        chromium() as browser,
+        tab(browser, f"{address}#c={conversation}") as page,
+    ):
+        page.wait_for_selector("#history .turn")
+        page.click("#settings button")
+        page.get_by_label("Longest reply").fill("1200")
+        page.wait_for_timeout(1500)
+        page.evaluate(LATENCY)
+        begun = time.monotonic()
+        send(page, "Tell me the time.")
+        page.wait_for_function(
+            "window.delays.size > 350 && !document.querySelector('#running .prose')",
+            timeout=60_000,
+        )
+        took = time.monotonic() - begun
+        delays = sorted(page.evaluate("[...window.delays.values()]"))
+    q = statistics.quantiles(delays, n=20)
+    print(
+        f"latency: {len(delays)} events in {took:.1f} s, median {statistics.median(delays):.0f} ms, "
+        f"95% {q[18]:.0f} ms, longest {delays[-1]} ms"
+    )
+
+
+PAINT = "performance.getEntriesByName('first-contentful-paint')[0]?.startTime"
+
+
+def opening() -> None:
+    """First paint of the page, and of a long conversation from the click to its last message."""
+    from chat_browser import chromium, tab
+
+    folder = Path(tempfile.mkdtemp())
+    long = fill(folder, 2000, "two thousand messages")
+    fill(folder, 4, "a short one")
+    paints, usable, opens = [], [], []
+    with serving("paced", folder) as address, chromium() as browser:
+        for _ in range(7):
+            begun = time.monotonic()
+            with tab(browser, f"{address}#c=new") as page:
+                page.wait_for_selector(".listing li")
+                usable.append(time.monotonic() - begun)
+                paints.append(page.evaluate(PAINT) / 1000)
+                page.wait_for_timeout(500)
+                opens.append(page.evaluate(OPEN, long) / 1000)
+    for name, values in (
+        ("first contentful paint", paints),
+        ("list on show, from a fresh tab", usable),
+        ("2,000 messages, from click to last message", opens),
+    ):
+        print(f"{name}: median {statistics.median(values):.2f} s, longest {max(values):.2f} s, of {len(values)}")
+
+
+OPEN = """(id) => new Promise((done) => {
+  const begun = performance.now();
+  const look = () => {
+    if (document.querySelectorAll("#history .turn").length > 10) done(performance.now() - begun);
+    else requestAnimationFrame(look);
+  };
+  document.querySelector(`.listing li[data-id="${id}"] .title`).click();
+  look();
+})"""
+
+
+def main(what: str, *rest: str) -> None:
+    if what == "serve":
+        serve(rest[0], int(rest[1]), Path(rest[2]))
+    elif what == "latency":
+        latency()
+    elif what == "open":
+        opening()
+    elif what == "speed":
+        speed(
+            rest or ("alone", "thread+reader", "process+reader", "thread+browser", "process+browser"),
+            int(os.environ.get("ROUNDS", "2")),
+        )
+    else:
+        sys.exit(__doc__)
+
+
+if __name__ == "__main__":
+    main(*(sys.argv[1:] or ["help"]))

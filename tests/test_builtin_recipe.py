@@ -215,6 +215,12 @@ def test_loading_is_measured_beyond_the_imports(capsys):
     assert 0 < found["load_s"] < 60 and found["added_mb"] > -1000
 
 
+@pytest.mark.parametrize("name", ["toaster", "cuda:99"])
+def test_a_device_that_is_not_there_is_one_sentence(tmp_path, capsys, name):
+    assert train.main(["--work", str(tmp_path / "w"), "--device", name]) == 1
+    assert name in capsys.readouterr().err and not (tmp_path / "w").exists()
+
+
 def test_a_folder_without_a_family_is_one_sentence(tmp_path, capsys):
     assert footprint.main(["--weights", str(tmp_path)]) == 1
     assert MODELS[0] in capsys.readouterr().err

@@ -27,6 +27,7 @@ from hsd.errors import HsdError
 
 CPU = torch.device("cpu")
 TOKENIZER_ROUNDS = 3
+READY = 4  # rounds that are there before a GPU begins: a step that waits for text must not be timed
 FIRST_ASKED = 1000  # rounds from here on are only asked, never trained on as text
 
 
@@ -172,6 +173,8 @@ def train_target(work: Work, stop_after: int | None = None) -> int:
     settings = work.settings(p.steps, p.target_rates, stop_after)
 
     plan = work.planned(p.steps, p.share)
+    for number in range(READY if work.ahead is not None else 0):
+        work.text(number)
     return train(learners, Stream(work.text), settings, work.checkpoint("target"), judge=work.judge(), plan=plan)
 
 

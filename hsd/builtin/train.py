@@ -50,7 +50,7 @@ def parser() -> argparse.ArgumentParser:
 
 def preset_of(a: argparse.Namespace) -> Preset:
     """The preset, with what was given on the command line."""
-    preset = PRESETS[a.preset or ("gpu" if torch.device(a.device).type == "cuda" else "cpu")]
+    preset = PRESETS[a.preset or ("gpu" if a.device.startswith("cuda") else "cpu")]
     given = {
         "steps": a.steps,
         "draft_steps": a.draft_steps,
@@ -60,6 +60,19 @@ def preset_of(a: argparse.Namespace) -> Preset:
         "asked": a.replies,
     }
     return dataclasses.replace(preset, **{key: value for key, value in given.items() if value is not None})
+
+
+def device_of(name: str) -> torch.device:
+    """The device of a name.
+
+    Raises:
+        HsdError: there is no such device here.
+    """
+    try:
+        torch.empty(0, device=name)
+        return torch.device(name)
+    except (RuntimeError, AssertionError, ValueError, NotImplementedError) as error:
+        raise HsdError(f"There is no device '{name}' here.", "Leave --device out to take what there is.") from error
 
 
 def repeatable(device: torch.device) -> None:
@@ -76,10 +89,14 @@ def main(arguments: list[str] | None = None) -> int:
     a = parser().parse_args(arguments)
     if a.threads:
         torch.set_num_threads(a.threads)
-    repeatable(torch.device(a.device))
+    try:
+        device = device_of(a.device)
+    except HsdError as error:
+        print(error, file=sys.stderr)
+        return 1
+    repeatable(device)
     preset = preset_of(a)
     budget = Budget(a.work / "spent.json", a.minutes)
-    device = torch.device(a.device)
     work = stages.Work(a.work, a.corpus, preset, a.seed, device, budget, a.nf4_from, a.compile)
     target, drafts = flops(preset)
     tokens = preset.rows * preset.length

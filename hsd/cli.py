@@ -85,7 +85,8 @@ def _engine(
 
     def tell(progress: hsd.LoadProgress) -> None:
         if sys.stderr.isatty():
-            click.echo(f"\r\033[K{progress.step} {progress.model}", nl=False, err=True)
+            share = f" {100 * progress.done / progress.total:3.0f}%" if progress.total else ""
+            click.echo(f"\r\033[K{share} {progress.model}: {progress.step}"[:200], nl=False, err=True)
 
     engine = hsd.Engine.load(family, device, dtype, data_dir, config=config, progress=tell)
     if sys.stderr.isatty():
@@ -187,9 +188,9 @@ def families(config: str | None, as_json: bool) -> None:
 @_options("data", "json")
 def doctor(data_dir: str | None, as_json: bool) -> None:
     """Machine, versions, GPU, memory, what will be slow and what to do about it."""
-    from hsd import machine
+    from hsd.doctor import report as examined
 
-    report = machine.report(data_dir)
+    report = examined(data_dir)
     for name, value in report["facts"].items():
         click.echo(f"{name:16} {value}")
     for advice in report["advice"]:
@@ -216,15 +217,11 @@ def plan(
         report = engine.explain(temperature)
     click.echo(f"{report['plan']}\n{report['reason']}")
     if explain:
-        click.echo("\nms per pass at width 1, 2, 5, 9")
-        for name, times in report["costs_ms"].items():
-            shown = "  ".join(f"{times[min(w, len(times)) - 1]:8.3f}" for w in (1, 2, 5, 9))
-            click.echo(f"  {name:10} {shown}")
-        click.echo("\nacceptance (scored positions)")
-        for pair, e in report["acceptances"].items():
-            click.echo(f"  {pair:20} {e['rate']:.3f}  ({e['positions']})")
-        if not report["acceptances"]:
-            click.echo("  none measured yet; the plan rests on priors")
+        from hsd.explanation import tables
+
+        click.echo("")
+        for line in tables(report):
+            click.echo(line)
     click.echo("\nforecast ms per token")
     for other in report["alternatives"][: None if explain else 5]:
         click.echo(f"  {other['forecast_ms_per_token']:8.3f}  {other['plan']}  {other['why']}")

@@ -81,6 +81,20 @@ class Family:
         return next(m for m in self.models if m.name == self.target)
 
 
+class _Strict(yaml.SafeLoader):
+    """YAML as it is, but a key that stands twice in one mapping is an error: the first would be lost unseen."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """The mapping, if no key stands in it twice."""
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = getattr(key_node, "value", None)
+            if isinstance(key, str) and key in seen and key != "<<":
+                raise yaml.constructor.ConstructorError(None, None, f"'{key}' stands there twice", key_node.start_mark)
+            seen.add(key if isinstance(key, str) else None)
+        return super().construct_mapping(node, deep)
+
+
 def default_path() -> Path:
     """The `models.yaml` in use: $HSD_MODELS, else the checkout's, else the package's own copy."""
     if os.environ.get("HSD_MODELS"):
@@ -106,7 +120,7 @@ def load_families(path: str | os.PathLike[str] | None = None) -> dict[str, Famil
     except UnicodeDecodeError as error:
         raise ConfigError(f"{file} is not UTF-8 text.", "Save it as UTF-8.") from error
     try:
-        data = yaml.safe_load(text)
+        data = yaml.load(text, _Strict)
     except yaml.YAMLError as error:
         place = getattr(error, "problem_mark", None)
         where = f" in line {place.line + 1}" if place else ""

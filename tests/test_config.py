@@ -29,6 +29,7 @@ def test_the_projects_own_file_holds_the_built_in_family_and_two_of_the_hub():
     ("text", "said", "hint"),
     [
         ("families: [", "not valid YAML in line", ""),
+        ("families:\n  a: {models: {x: y}}\n  a: {models: {x: z}}", "in line 3: 'a' stands there twice", ""),
         ("other: 1", "holds no families", "families:"),
         ("- a", "holds no families", ""),
         ("families: {}", "holds no families", ""),

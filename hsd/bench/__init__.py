@@ -12,7 +12,12 @@ if TYPE_CHECKING:
 
 BENCHMARKS = {
     "replies": "plain decoding against the plan that `auto` chooses, interleaved in one run",
+    "steps": "one pass of every model: ours, transformers, llama.cpp where it is installed, and the floor",
     "forecast": "what plans were foretold to cost, by the formula and by replay, against what they took",
+    "regret": "`auto` against the best fixed plan, and against plain decoding on its worst category",
+    "adaptation": "how soon `auto` recovers when the workload turns, and when a draft is replaced by a bad one",
+    "families": "families of real size on a GPU, made without a download: memory, load time, divergence",
+    "map": "where the optimal hierarchy beats the best single draft: arithmetic, no models",
 }
 """What `hsd bench WHAT` can run: each is the module `hsd.bench.WHAT` with a function `run(BenchRequest)`."""
 

@@ -193,7 +193,7 @@ def _reading(shape: Shape, spec: ModelSpec, size: int, place: Place, context: in
     attention = 4 if place.kind == "cpu" else size
     scores = _SCORE_COPIES * shape.heads * _CHUNK * context * attention
     widest = max(3 * shape.intermediate, shape.hidden + (shape.heads + 2 * shape.kv_heads) * shape.head_dim)
-    grown = _cache(shape, size, place, context) / 4  # a cache that grows by doubling holds old and new for a moment
+    grown = _cache(shape, size, place, context) / 2  # a cache that grows by doubling holds old and new for a moment
     quantized = spec.quantization != "none" and (place.kind == "cuda" or packed)
     unpacked = shape.hidden * shape.intermediate * size if quantized else 0
     return scores + _CHUNK * widest * size + max(grown, unpacked)

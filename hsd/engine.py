@@ -7,7 +7,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Generator, Iterator, Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
 
@@ -28,17 +28,7 @@ from hsd.race import race
 from hsd.runtime.upgrades import Upgrades
 from hsd.stats import Stats
 from hsd.turn import Stream, Turn
-from hsd.types import (
-    Event,
-    FamilyInfo,
-    Finished,
-    LoadProgress,
-    Plan,
-    Race,
-    Reply,
-    ReplyStats,
-    Verification,
-)
+from hsd.types import Event, FamilyInfo, Finished, LoadProgress, Plan, Race, Reply, ReplyStats, Verification
 
 CACHE_BYTES = 2 << 30
 """Memory that the caches of all conversations may take unless told otherwise."""
@@ -100,7 +90,7 @@ class Engine:
         loaded = loading.load(find_family(family, config), device, dtype, progress)
         folder = data_folder(data_dir)
         engine = cls(loaded, Stats(folder / "stats.db"), cache_bytes)
-        engine.upgrades = Upgrades(loaded.models, folder / "compiled")
+        engine.upgrades = Upgrades(loaded.models, folder / "compiled", loaded.vocab)
         engine.planner.profile.begin(progress or (lambda _: None))
         engine.upgrades.start()
         return engine
@@ -246,7 +236,7 @@ class Engine:
         with self._lock:
             self._usable()
             self.planner.profile.ready(needed=True)
-            return self.planner.report(temperature)
+            return {**self.planner.report(temperature), "left_out": [asdict(d) for d in self.info.dropped]}
 
     def forget(self) -> None:
         """Drops all cached conversations, so that the next prompt is read from its start."""
@@ -298,6 +288,7 @@ class Engine:
             end_ids=loaded.end_ids,
             context=self._target.context,
             device=self._target.device,
+            kernels=self.upgrades.kernels,
         )
         try:
             yield from generation.events()

@@ -14,6 +14,7 @@ import torch
 from hsd.conversations import Conversation
 from hsd.errors import HsdError
 from hsd.hierarchy import Hierarchy, Round, TokenSequence, failed_pass, make_levels
+from hsd.kernels import Kernels
 from hsd.params import SamplingParams
 from hsd.planning import StopRule
 from hsd.prompts import Tokenizer
@@ -95,6 +96,7 @@ class Generation:
         tokenizer: ids to text.
         vocab, end_ids, context: of the family.
         device: where the target's logits are.
+        kernels: draw and verify in one function each.
     """
 
     def __init__(
@@ -107,12 +109,13 @@ class Generation:
         end_ids: tuple[int, ...],
         context: int,
         device: torch.device,
+        kernels: Kernels | None = None,
     ) -> None:
         self.request = request
         self.rounds: list[Round] = []
         self._conversation = conversation
         self._end_ids = end_ids
-        self.sampler = Sampler(request.params, request.prompt, vocab, device)
+        self.sampler = Sampler(request.params, request.prompt, vocab, device, kernels)
         self._sequence = TokenSequence(conversation.tokens, len(request.prompt))
         coins = random.Random(request.params.seed)
         self.readers: dict[str, Reader] = {}

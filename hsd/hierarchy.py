@@ -64,11 +64,21 @@ class Level:
     accepted: int = 0
     lookups: int = 0
     lookup_seconds: float = 0.0
+    _block: Tensor | None = None  # rows that the first level drew from, threshold x vocabulary
+
+    def place(self, vocab: int, device: torch.device | str) -> Tensor:
+        """`(1, vocab)` for the next row that this level draws from: rows of a block lie side by side, never copied."""
+        if self._block is None:
+            self._block = torch.empty((self.threshold, vocab), device=device)
+        at = len(self.rows)
+        return self._block[at : at + 1]
 
     def take_rows(self) -> Rows:
-        """The distributions of the block that is handed up; forgets them."""
+        """The distributions of the block that is handed up, valid until this level drafts again; forgets them."""
         rows, self.rows = self.rows, []
         dense = [part for part in rows if isinstance(part, Tensor)]
+        if self._block is not None and dense and dense[0].data_ptr() == self._block.data_ptr():
+            return self._block[: len(dense)]
         if dense:
             return dense[0] if len(dense) == 1 else torch.cat(dense)
         return [token for part in rows for token in part]
@@ -168,7 +178,7 @@ class Hierarchy:
         below = self.levels[at - 1].take_rows() if at > 0 else []
         coins = [self._coins.random() for _ in range(n + 1)]
         try:
-            verdict = verify(block, below, rows, coins, self._rule)
+            verdict = verify(block, below, rows, coins, self._rule, self._sampler.kernels)
         except NoDistributionError:
             raise self._no_distribution(level) from None
         k = verdict.accepted
@@ -210,7 +220,8 @@ class Hierarchy:
         """The first level draws one token; its confidence in what it drew from."""
         assert isinstance(level.source, Reader)
         logits = self._logits(level, level.source, 1)
-        token, row, confidence = self._sampler.draw(logits, self.sequence.tokens, self._coins.random())
+        out = None if self._sampler.params.greedy else level.place(self._sampler.vocab, self._sampler.device)
+        token, row, confidence = self._sampler.draw(logits, self.sequence.tokens, self._coins.random(), out)
         if token < 0:
             raise self._no_distribution(level)
         level.rows.append(row)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from hsd.errors import ConfigError
+from hsd.kernels import Kernels
 from hsd.params import SamplingParams
 from hsd.verify import Rows, draw, draw_from
 
@@ -27,13 +28,22 @@ class Sampler:
         prompt: token ids of the prompt; penalties and forced ids need to know where the reply begins.
         vocab: number of token ids that may appear; logits beyond it are cut off (padding differs inside families).
         device: where the logits will be.
+        kernels: draws and verifies in one function each, where there are such.
 
     Raises:
         ConfigError: a biased, banned or forced id is outside the vocabulary.
     """
 
-    def __init__(self, params: SamplingParams, prompt: Sequence[int], vocab: int, device: torch.device | str) -> None:
+    def __init__(
+        self,
+        params: SamplingParams,
+        prompt: Sequence[int],
+        vocab: int,
+        device: torch.device | str,
+        kernels: Kernels | None = None,
+    ) -> None:
         self.params = params
+        self.kernels = kernels
         self.vocab = vocab
         self.device = device
         self._prompt_length = len(prompt)
@@ -48,6 +58,9 @@ class Sampler:
         self._bias = _bias_row(params, vocab, device)
         self._penalties = _Penalties(params, prompt, vocab, device) if _wants_penalties(params) else None
         self._filters = _filters(params)
+        # Nothing but a temperature: what a kernel can do at once.
+        self._plain = not (self._filters or self._penalties or self._bias is not None or params.forced_ids)
+        self._knobs = torch.tensor([0.0 if params.greedy else 1 / params.temperature, 0.0], dtype=torch.float64)
 
     def rows(self, logits: Tensor, sequence: Sequence[int]) -> Rows:
         """Distributions of the tokens that follow the last `n` prefixes of a sequence.
@@ -61,6 +74,10 @@ class Sampler:
             a row that is no distribution).
         """
         logits = self._adjusted(logits[:, : self.vocab], sequence)
+        if self.params.greedy and logits.device.type == "cpu":
+            values = logits.float().numpy()  # a numpy pass costs less than finding torch's way to one
+            ids = values.argmax(-1).tolist()  # which finds NaN first
+            return [i if math.isfinite(values[row, i]) else -1 for row, i in enumerate(ids)]
         if self.params.greedy:
             top, best = logits.max(dim=-1)
             return [i if math.isfinite(x) else -1 for i, x in zip(best.tolist(), top.tolist(), strict=True)]
@@ -70,17 +87,22 @@ class Sampler:
             logits = keep(logits)
         return torch.softmax(logits, dim=-1, dtype=torch.float32)
 
-    def draw(self, logits: Tensor, sequence: Sequence[int], coin: float) -> tuple[int, Rows, float]:
+    def draw(
+        self, logits: Tensor, sequence: Sequence[int], coin: float, out: Tensor | None = None
+    ) -> tuple[int, Rows, float]:
         """Draws the token behind a sequence: `rows` and `hsd.verify.draw` in one go, for the one row of a draft.
 
         Args:
             logits: `(1, >= vocab)`.
             sequence: prompt, reply and pending tokens.
             coin: in [0, 1); not used where decoding is greedy.
+            out: float32 `(1, vocab)`, may take the row and is then what is returned of it; saves an allocation.
 
         Returns:
             The token (-1 if the row is no distribution), its row, and the row's largest probability before the draw.
         """
+        if self.kernels and self._plain:
+            return self._draw_at_once(self.kernels, logits[:, : self.vocab], coin, out)
         if self._filters or logits.device.type != "cpu":
             row = self.rows(logits, sequence)
             token = row[0] if isinstance(row, list) else draw(row[0], coin)
@@ -92,7 +114,7 @@ class Sampler:
         top = float(values[best])
         if not math.isfinite(top):  # argmax finds NaN first
             return -1, [-1], 0.0
-        values = values - np.float32(top)
+        values = np.subtract(values, np.float32(top), out=None if out is None else out[0].numpy())
         if not self.params.greedy and self.params.temperature != 1:
             values /= np.float32(self.params.temperature)
         np.exp(values, out=values)
@@ -101,6 +123,21 @@ class Sampler:
         token, total = draw_from(values, coin)
         values /= np.float32(total)
         return token, torch.from_numpy(values).unsqueeze(0), 1 / total
+
+    def _draw_at_once(
+        self, kernels: Kernels, logits: Tensor, coin: float, out: Tensor | None
+    ) -> tuple[int, Rows, float]:
+        if self.params.greedy:
+            token, sure = kernels.best(logits).tolist()
+            return int(token), [int(token)], sure
+        if out is None:
+            out = logits.new_empty((1, self.vocab), dtype=torch.float32)
+        knobs = self._knobs
+        knobs[1] = coin
+        if logits.device.type != "cpu":
+            knobs = knobs.to(logits.device)
+        token, sure = kernels.pick(logits, knobs, out).tolist()
+        return int(token), out, sure
 
     def confidences(self, rows: Rows, logits: Tensor) -> Tensor:
         """The largest probability of every row, before anything is drawn; of greedy rows, that at temperature 1.

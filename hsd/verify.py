@@ -23,6 +23,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from hsd.kernels import Kernels
+
 _BLOCK = 128
 
 Rows = Tensor | list[int]
@@ -40,7 +42,9 @@ class NoDistributionError(ValueError):
     """The rows are no distribution: NaN, infinite, or without any mass."""
 
 
-def verify(draft: Sequence[int], q: Rows, p: Rows, coins: Sequence[float], rule: str) -> Verdict:
+def verify(
+    draft: Sequence[int], q: Rows, p: Rows, coins: Sequence[float], rule: str, kernels: Kernels | None = None
+) -> Verdict:
     """Applies the rule that fits the rows: greedy for one-hot `p`, else `rule`.
 
     Args:
@@ -49,12 +53,20 @@ def verify(draft: Sequence[int], q: Rows, p: Rows, coins: Sequence[float], rule:
         p: the verifier's distributions at the same places and one further, `n + 1` rows.
         coins: `n + 1` floats in [0, 1); not used for one-hot `p`.
         rule: "token" or "block".
+        kernels: the rules as one function each, for dense rows and 2 to 64 tokens.
 
     Raises:
         NoDistributionError: a row of `p` that counts is not finite or has no mass.
     """
     if isinstance(p, list):
         return greedy(draft, p)
+    if kernels and isinstance(q, Tensor) and 2 <= len(draft) <= 64:
+        decide = kernels.token_wise if rule == "token" else kernels.block_wise
+        tossed = torch.tensor(coins, dtype=torch.float64, device=p.device)
+        accepted, token = decide(torch.tensor(draft, device=p.device), q, p, tossed).tolist()
+        if token < 0:
+            raise NoDistributionError
+        return Verdict(accepted, token)
     return token_wise(draft, q, p, coins) if rule == "token" else block_wise(draft, q, p, coins)
 
 

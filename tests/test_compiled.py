@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import shutil
 import sys
 import time
@@ -10,11 +11,14 @@ import time
 import models as tiny
 import pytest
 import torch
+from test_kernels import rows
 
 import hsd
+from hsd import kernels, verify
 from hsd.errors import ModelError
 from hsd.runtime import LeanModel, Reader, building, wrap
 from hsd.runtime.compiled import GRAPHS, CompiledSteps, prune, refusal
+from hsd.runtime.fused import CompiledKernels
 from hsd.runtime.upgrades import Upgrades
 
 needs_compiler = pytest.mark.skipif(building.compiler() is None, reason="there is no C++ compiler")
@@ -215,6 +219,29 @@ def test_a_pass_without_room_or_tokens_is_refused_in_a_sentence():
     assert model.forward([1], cache, 1).shape == (1, tiny.VOCAB)  # the last place may be filled
     with pytest.raises(ModelError, match="0 tokens"):
         model.forward([], cache, 0)
+
+
+@needs_compiler
+def test_compiled_kernels_draw_and_decide_as_the_plain_ones(tmp_path):
+    made = CompiledKernels(300, tmp_path)
+    assert made.attach() is None
+    builder = building.Builder([made])
+    builder.start()
+    assert builder.wait(400)
+    fused = made.attach()
+    assert fused is not None, [made.failure(n).read_text() for n in made.failed()]
+    for seed in range(60):
+        q, p, draft, coins = rows(random.Random(seed), 2 + seed % 8, 300)
+        for rule in ("block", "token"):
+            assert verify.verify(draft, q, p, coins, rule, fused) == verify.verify(draft, q, p, coins, rule)
+        logits = torch.randn(1, 300, generator=torch.Generator().manual_seed(seed))
+        out, same = torch.zeros(1, 300), torch.zeros(1, 300)
+        knobs = torch.tensor([0.8, coins[0]], dtype=torch.float64)
+        torch.testing.assert_close(fused.pick(logits, knobs, out), kernels.pick(logits, knobs, same))
+        torch.testing.assert_close(out, same)
+        torch.testing.assert_close(fused.best(logits), kernels.best(logits))
+    bad = torch.full((1, 300), torch.nan)
+    assert int(fused.best(bad)[0]) == int(fused.pick(bad, knobs, out)[0]) == -1
 
 
 @pytest.mark.full

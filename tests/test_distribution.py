@@ -20,6 +20,7 @@ from tables import TableModel, near, random_table
 import hsd.hierarchy
 from hsd import Plan, SamplingParams, verify
 from hsd.hierarchy import Hierarchy, TokenSequence, make_levels
+from hsd.kernels import Kernels
 from hsd.lookup import SuffixIndex
 from hsd.planning import StopRule
 from hsd.runtime import Reader
@@ -35,11 +36,14 @@ class Case:
     rule: str
     params: SamplingParams
     noise: float = 0.8
+    end: int | None = None  # a token that ends a reply; the length limit then is the horizon
+    kernels: Kernels | None = None
 
     def __str__(self) -> str:
         p = self.params
         extra = f" top_p={p.top_p}" if p.top_p < 1 else " penalties" if p.repetition_penalty != 1 else ""
-        return f"{self.plan} {self.rule}{extra}"
+        extra += "" if self.end is None else f" end={self.end}"
+        return f"{self.plan} {self.rule}{extra}{' kernels' if self.kernels else ''}"
 
 
 PLAIN = SamplingParams(temperature=1.0)
@@ -58,6 +62,10 @@ CASES = [
     Case("a:1>b:2>c:3>t", "token", PLAIN),
     Case("a:2>b:3>c:3>t", "block", TOP_P),
     Case("lookup:1>a:2>c:3>t", "block", PENALTIES),
+    Case("a:3>c:2>t", "block", PLAIN, end=2),
+    Case("lookup:2>c:4>t", "token", PLAIN, end=0),
+    Case("c:4>t", "block", PLAIN, kernels=Kernels()),
+    Case("a:2>c:3>t", "token", PLAIN, end=1, kernels=Kernels()),
 ]
 
 
@@ -95,9 +103,10 @@ def law(case: Case) -> dict[tuple[int, ...], float]:
     out = {(): 1.0}
     for _ in range(HORIZON):
         out = {
-            (*tokens, x): mass * chance
+            (*tokens, *([] if ended else [x])): mass * chance
             for tokens, mass in out.items()
-            for x, chance in enumerate(following((*PROMPT, *tokens)))
+            for ended in [tokens[-1:] == (case.end,)]
+            for x, chance in enumerate([1.0] if ended else following((*PROMPT, *tokens)))
         }
     return out
 
@@ -121,14 +130,14 @@ def sample(
         hierarchy = Hierarchy(
             make_levels(plan.names, plan.thresholds, readers.__getitem__, lambda: index),
             sequence,
-            Sampler(case.params, PROMPT, VOCAB, "cpu"),
-            end_ids=(),
-            limit=len(PROMPT) + 40,
+            Sampler(case.params, PROMPT, VOCAB, "cpu", case.kernels),
+            end_ids=() if case.end is None else (case.end,),
+            limit=len(PROMPT) + (40 if case.end is None else HORIZON),
             rule=case.rule,
             coins=coins,
             stop=stop,
         )
-        while len(sequence.tokens) < len(PROMPT) + HORIZON:
+        while len(sequence.tokens) < len(PROMPT) + HORIZON and not hierarchy.finished:
             done = hierarchy.round()
             if lengths is not None:
                 lengths.add(done.proposed)
@@ -225,7 +234,7 @@ class DropsUnlikely(Hierarchy):
     ids=["residual from p", "softmax for one-hot", "block accepts what it reaches"],
 )
 def test_the_test_catches_a_wrong_rule(monkeypatch, case, rule, wrong):
-    def mutant(draft, q, p, coins, _):
+    def mutant(draft, q, p, coins, *_):
         return wrong(draft, q, p, coins)
 
     assert p_value(case, sample(case, 1500, seed=7)) > 1e-4

@@ -1,8 +1,8 @@
 """Compiles steps behind the chat: one at a time, in a process of its own, with whatever the processor has left over.
 
-    python -m hsd.runtime.building SPEC OUT GRAPH
+    python -m hsd.runtime.building SPEC FOLDER NAME…
 
-compiles one graph of the model that is stored in SPEC. It dies with whoever started it.
+compiles the named functions of what is stored in SPEC. It dies with whoever started it.
 """
 
 from __future__ import annotations
@@ -15,12 +15,13 @@ import sys
 import tempfile
 import threading
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from hsd.runtime.compiled import GRAPHS, WORK, CompiledSteps, write
+from hsd.runtime.compiled import GRAPHS, WORK, Artifacts, write
+from hsd.runtime.fused import export_kernel
 from hsd.runtime.step import Shape, StepGraph
 
 TIMEOUT = 900.0
@@ -36,20 +37,24 @@ def compiler() -> str | None:
 
 
 class Builder:
-    """Makes what is missing, target first, on a thread that only waits for the compiling process.
+    """Makes what is missing, one part after the other, on a thread that only waits for the compiling process.
 
     Args:
-        steps: the models' compiled steps, dearest model first.
-        timeout: seconds for one graph.
+        parts: what is to be made, the most valuable first.
+        timeout: seconds for one function.
     """
 
-    def __init__(self, steps: Sequence[CompiledSteps], timeout: float = TIMEOUT) -> None:
-        self._steps = list(steps)
+    def __init__(self, parts: Sequence[Artifacts], timeout: float = TIMEOUT) -> None:
+        self._parts = list(parts)
         self._timeout = timeout
         self._closing = threading.Event()
         self._process: subprocess.Popen[bytes] | None = None
         self._thread = threading.Thread(target=self._run, name="hsd-compile", daemon=True)
-        self.remaining = sum(len(s.missing()) for s in self._steps)
+
+    @property
+    def remaining(self) -> int:
+        """Functions still to be made."""
+        return sum(len(part.missing()) for part in self._parts)
 
     def start(self) -> None:
         """Begins, if there is anything to do and a compiler to do it."""
@@ -77,34 +82,31 @@ class Builder:
             self._thread.join(5)
 
     def _run(self) -> None:
-        for steps in self._steps:
-            missing = steps.missing()
-            if not missing or self._closing.is_set():
+        for part in self._parts:
+            names = part.missing()
+            if not names or self._closing.is_set():
                 continue
-            work = steps.folder.parent / f"{WORK}{os.getpid()}"
+            work = part.folder.parent / f"{WORK}{os.getpid()}"
             try:
-                steps.folder.mkdir(parents=True, exist_ok=True)
+                part.folder.mkdir(parents=True, exist_ok=True)
                 work.mkdir(exist_ok=True)
-                spec = _store(steps, work)
-                for graph in missing:
-                    if not self._closing.is_set():
-                        self._make(steps, graph, spec)
-                        self.remaining -= 1
+                reason = self._make(part, names, _store(part, work), work / "cache")
+                for name in part.missing() if not self._closing.is_set() else ():
+                    write(part.failure(name), reason or "the compiling process made no file")
             except OSError:
-                return  # a disk that is full or read-only: eager steps it is
+                return  # a disk that is full or read-only: what is there already has to do
             finally:
                 shutil.rmtree(work, ignore_errors=True)
 
-    def _make(self, steps: CompiledSteps, graph: str, spec: Path) -> None:
-        out = steps.path(graph)
+    def _make(self, part: Artifacts, names: Sequence[str], spec: Path, cache: Path) -> str:
+        """Runs the compiling process; why it did not end well, or an empty text."""
         environment = {
             **os.environ,
-            "TORCHINDUCTOR_CACHE_DIR": str(spec.parent / "cache"),
+            "TORCHINDUCTOR_CACHE_DIR": str(cache),
             "TORCHINDUCTOR_COMPILE_THREADS": "1",
             "OMP_NUM_THREADS": str(torch.get_num_threads()),
         }
-        command = [sys.executable, "-m", "hsd.runtime.building", str(spec), str(out), graph]
-        reason = ""
+        command = [sys.executable, "-m", "hsd.runtime.building", str(spec), str(part.folder), *names]
         try:
             with tempfile.TemporaryFile() as errors:
                 # stdin stays open as long as this process lives: its end is the child's sign to end too.
@@ -118,26 +120,23 @@ class Builder:
                 )
                 if self._closing.is_set():
                     _end(self._process)
-                if self._process.wait(self._timeout):
-                    errors.seek(0)
-                    lines = errors.read().decode(errors="replace").strip().splitlines()
-                    reason = lines[-1] if lines else f"ended with status {self._process.returncode}"
+                if self._process.wait(self._timeout * len(names)) == 0:
+                    return ""
+                errors.seek(0)
+                lines = errors.read().decode(errors="replace").strip().splitlines()
+                return lines[-1] if lines else f"it ended with status {self._process.returncode}"
         except subprocess.TimeoutExpired:
             assert self._process is not None
             _end(self._process)
-            reason = f"not done within {self._timeout:.0f} s"
-        except OSError as error:
-            reason = str(error)
+            return f"not done within {self._timeout * len(names):.0f} s"
         finally:
             self._process = None
-        if reason and not self._closing.is_set():
-            write(steps.failure(graph), reason)
 
 
-def _store(steps: CompiledSteps, folder: Path) -> Path:
-    """The model as the compiling process reads it."""
-    spec = folder / "model.pt"
-    torch.save({"shape": asdict(steps.model.shape), "context": steps.model.context, "tensors": steps.tensors}, spec)
+def _store(part: Artifacts, folder: Path) -> Path:
+    """What is to be compiled, as the compiling process reads it."""
+    spec = folder / "spec.pt"
+    torch.save(part.spec(), spec)
     return spec
 
 
@@ -150,10 +149,35 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
-def build(spec: Path, out: Path, graph: str) -> None:
-    """Compiles one graph; the file appears whole or not at all."""
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "0")) or torch.get_num_threads())
-    stored = torch.load(spec, weights_only=True)
+def build(stored: dict[str, Any], out: Path, name: str) -> None:
+    """Compiles one function; the file appears whole or not at all."""
+    part = out.with_name(f"{out.stem}-{os.getpid()}.part.pt2")
+
+    def package(settings: dict[str, object]) -> None:
+        torch._inductor.aoti_compile_and_package(exported, package_path=str(part), inductor_configs=settings)
+
+    with torch.no_grad():
+        if "vocab" in stored:
+            exported = export_kernel(name, stored["vocab"])
+            package({"cpp.threads": 1})  # two threads would wait for each other longer than they compute
+        else:
+            exported = _export(stored, name)
+            # Only torch's own C++ templates for the linear layers: nothing to try out, and so nothing that a busy
+            # machine could try out wrongly. What they cannot compute goes the plain way.
+            tuned = {
+                "max_autotune": True,
+                "max_autotune_gemm_backends": "CPP,ATEN",
+                "test_configs.autotune_choice_name_regex": "^cpp_|bmm",
+            }
+            try:
+                package({"freezing": True, **tuned})
+            except Exception:
+                package({"freezing": True})
+    part.replace(out)
+
+
+def _export(stored: dict[str, Any], graph: str) -> torch.export.ExportedProgram:
+    """A step as a graph in which the end of the text, and perhaps the width, are open."""
     shape, tensors, context = Shape(**stored["shape"]), stored["tensors"], stored["context"]
     first, last = GRAPHS[graph]
     width, span = min(first + 3, last), min(257, context)  # sizes that tuning may think of
@@ -163,29 +187,9 @@ def build(spec: Path, out: Path, graph: str) -> None:
     ids = torch.ones(width, dtype=torch.long)
     end = torch.export.Dim("end", min=last, max=context)
     wide = {} if first == last else {0: torch.export.Dim("width", min=first, max=last)}
-    sizes = ({} if first == last else wide, [{0: end}] * len(cache))
-    module = StepGraph(shape, tensors).eval()
-    part = out.with_name(f"{out.stem}-{os.getpid()}.part.pt2")
-    with torch.no_grad():
-        exported = torch.export.export(module, (ids, cache), dynamic_shapes=sizes)
-        # Only torch's own C++ templates for the linear layers: nothing to try out, and so nothing that a busy machine
-        # could try out wrongly. What they cannot compute goes the plain way.
-        tuned = {
-            "max_autotune": True,
-            "max_autotune_gemm_backends": "CPP,ATEN",
-            "test_configs.autotune_choice_name_regex": "^cpp_|bmm",
-        }
-
-        def package(extra: dict[str, object]) -> None:
-            torch._inductor.aoti_compile_and_package(
-                exported, package_path=str(part), inductor_configs={"freezing": True, **extra}
-            )
-
-        try:
-            package(tuned)
-        except Exception:
-            package({})
-    part.replace(out)
+    return torch.export.export(
+        StepGraph(shape, tensors).eval(), (ids, cache), dynamic_shapes=(wide, [{0: end}] * len(cache))
+    )
 
 
 def _stay_behind() -> None:
@@ -203,6 +207,19 @@ def _watch() -> None:
     os.killpg(0, signal.SIGKILL)
 
 
+def main(spec: Path, folder: Path, names: Sequence[str]) -> None:
+    """Compiles all of them; one that fails leaves its reason and does not keep the others from being made."""
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "0")) or torch.get_num_threads())
+    stored = torch.load(spec, weights_only=True)
+    part = Artifacts(folder, names)
+    for name in names:
+        try:
+            build(stored, part.path(name), name)
+        except Exception as error:
+            text = str(error).strip().splitlines()
+            write(part.failure(name), f"{type(error).__name__}: {text[0] if text else ''}")
+
+
 if __name__ == "__main__":
     _stay_behind()
-    build(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3])
+    main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:])

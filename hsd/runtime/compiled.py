@@ -7,6 +7,7 @@ weights, this processor, this torch and this number of threads; all of that is i
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import json
@@ -15,7 +16,8 @@ import platform
 import shutil
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +43,55 @@ _NOTE = "measured.json"
 _PLACE = 128  # cached tokens at which the means are compared
 
 
-class CompiledSteps:
+class Artifacts:
+    """Some compiled functions on disk, each in a file of its own.
+
+    Args:
+        folder: where they are kept; its name says what they are valid for.
+        names: of the functions.
+    """
+
+    def __init__(self, folder: Path, names: Iterable[str]) -> None:
+        self.folder = folder
+        self.names = tuple(names)
+
+    def path(self, name: str) -> Path:
+        """Where a compiled function lies or will lie."""
+        return self.folder / f"{name}.pt2"
+
+    def failure(self, name: str) -> Path:
+        """Where it is written why one could not be made; it is not tried again."""
+        return self.folder / f"{name}.failed"
+
+    def missing(self) -> list[str]:
+        """Which of them are neither there nor known to fail."""
+        return [n for n in self.names if not self.path(n).exists() and not self.failure(n).exists()]
+
+    def failed(self) -> list[str]:
+        """Which of them could not be made."""
+        return [n for n in self.names if self.failure(n).exists()]
+
+    def found(self) -> list[str]:
+        """Which of them are there."""
+        return [n for n in self.names if self.path(n).exists()]
+
+    def set_aside(self, name: str, error: Exception) -> None:
+        """A file that cannot be used is not tried again; what it stood for is always there."""
+        with contextlib.suppress(OSError):
+            write(self.failure(name), f"{type(error).__name__}: {error}")
+            self.path(name).unlink(missing_ok=True)
+
+    def used(self) -> None:
+        """Notes when they were used last, for `prune`."""
+        with contextlib.suppress(OSError):
+            os.utime(self.folder)
+
+    def spec(self) -> dict[str, Any]:
+        """What the compiling process must know, as plain values and tensors."""
+        raise NotImplementedError
+
+
+class CompiledSteps(Artifacts):
     """The compiled steps of one model.
 
     Args:
@@ -52,30 +102,18 @@ class CompiledSteps:
     def __init__(self, model: LeanModel, root: Path) -> None:
         tensors = model.weights.tensors()
         assert tensors is not None, "see `refusal`"
+        super().__init__(root / f"{model.name}-{_fingerprint(model, tensors)}", GRAPHS)
         self.model = model
         self.tensors = tensors
-        self.folder = root / f"{model.name}-{_fingerprint(model, tensors)}"
         self._loaded: dict[str, FastStep] = {}
 
-    def path(self, graph: str) -> Path:
-        """Where a compiled step lies or will lie."""
-        return self.folder / f"{graph}.pt2"
-
-    def failure(self, graph: str) -> Path:
-        """Where it is written why one could not be made; it is not tried again."""
-        return self.folder / f"{graph}.failed"
-
-    def missing(self) -> list[str]:
-        """Which of them are neither there nor known to fail."""
-        return [g for g in GRAPHS if not self.path(g).exists() and not self.failure(g).exists()]
-
-    def failed(self) -> list[str]:
-        """Which of them could not be made."""
-        return [g for g in GRAPHS if self.failure(g).exists()]
+    def spec(self) -> dict[str, Any]:
+        """See `Artifacts.spec`."""
+        return {"shape": asdict(self.model.shape), "context": self.model.context, "tensors": self.tensors}
 
     def fresh(self) -> bool:
         """Whether some are on disk that this model does not use yet."""
-        return any(g not in self._loaded and self.path(g).exists() for g in GRAPHS)
+        return any(g not in self._loaded for g in self.found())
 
     def attach(self) -> bool:
         """Loads what is on disk and lets the model use each at the widths where it is faster than an eager pass.
@@ -87,20 +125,20 @@ class CompiledSteps:
             Whether anything was attached.
         """
         before, times = len(self._loaded), self._times()
-        for graph, widths in GRAPHS.items():
-            if graph in self._loaded or not self.path(graph).exists():
+        for graph in self.found():
+            if graph in self._loaded:
                 continue
+            widths = GRAPHS[graph]
             try:
                 runner = _load(self.path(graph), self.model)
                 if widths[1] not in times:
                     _check(self.model, runner, widths)
             except Exception as error:
-                self.failure(graph).write_text(f"{type(error).__name__}: {error}", encoding="utf-8")
-                self.path(graph).unlink(missing_ok=True)
+                self.set_aside(graph, error)
                 continue
             self._loaded[graph] = runner
         if len(self._loaded) > before:
-            os.utime(self.folder)  # when it was used last, for `prune`
+            self.used()
             self._choose()
         return len(self._loaded) > before
 
@@ -124,7 +162,8 @@ class CompiledSteps:
                 if times[width][1] < times[width][0]:
                     steps[width] = runner
         self.model.use(steps, "compiled" if steps else "")
-        write(self.folder / _NOTE, json.dumps({str(w): times[w] for w in sorted(times)}))
+        with contextlib.suppress(OSError):
+            write(self.folder / _NOTE, json.dumps({str(w): times[w] for w in sorted(times)}))
 
 
 def refusal(model: Any) -> str | None:
@@ -172,9 +211,18 @@ def write(path: Path, text: str) -> None:
     part.replace(path)
 
 
-def _load(path: Path, model: LeanModel) -> FastStep:
+def load(path: Path) -> Callable[[list[Tensor]], list[Tensor]]:
+    """A compiled function of a flat list of tensors.
+
+    `run_single_threaded` is about callers: there is one at a time, and no queue of runners is needed.
+    """
     package = torch._inductor.aoti_load_package(str(path), run_single_threaded=True)
-    run, device = package.loader.run, model.device
+    run: Callable[[list[Tensor]], list[Tensor]] = package.loader.run
+    return run
+
+
+def _load(path: Path, model: LeanModel) -> FastStep:
+    run, device = load(path), model.device
 
     def compiled(ids: Sequence[int], cache: LeanCache, last: int) -> Tensor:
         views = cache.views(cache.length + len(ids))
@@ -210,13 +258,16 @@ def _filled(model: LeanModel, length: int, width: int) -> LeanCache:
 
 def _fingerprint(model: LeanModel, tensors: dict[str, Tensor]) -> str:
     """What compiled steps are valid for."""
-    digest = hashlib.blake2b(digest_size=12)
-    facts = (_VERSION, model.shape, torch.__version__, torch.get_num_threads(), MAX_WIDTH, _processor())
-    digest.update(repr(facts).encode())
+    digest = hashlib.blake2b(repr((model.shape, MAX_WIDTH, environment())).encode(), digest_size=12)
     for name, tensor in tensors.items():
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         digest.update(tensor.contiguous().view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def environment() -> tuple[Any, ...]:
+    """What every compiled function is valid for: how it is compiled, torch, threads, processor."""
+    return _VERSION, torch.__version__, torch.get_num_threads(), _processor()
 
 
 @functools.cache

@@ -6,9 +6,11 @@ import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from hsd.kernels import Kernels
 from hsd.runtime.base import LanguageModel
 from hsd.runtime.building import Builder, compiler
-from hsd.runtime.compiled import CompiledSteps, prune, refusal
+from hsd.runtime.compiled import Artifacts, CompiledSteps, prune, refusal
+from hsd.runtime.fused import CompiledKernels
 from hsd.runtime.lean import LeanModel
 
 OFF = "HSD_COMPILE"
@@ -23,10 +25,11 @@ class Upgrades:
 
     Args:
         models: name -> model, cheapest first.
-        folder: where compiled steps are kept; None uses none.
+        folder: where compiled functions are kept; None uses none.
+        vocab: token ids that may appear.
     """
 
-    def __init__(self, models: Mapping[str, LanguageModel], folder: Path | None) -> None:
+    def __init__(self, models: Mapping[str, LanguageModel], folder: Path | None, vocab: int = 0) -> None:
         self._steps: dict[str, CompiledSteps] = {}
         self.refused: dict[str, str] = {}
         if folder is None or os.environ.get(OFF) == "0":
@@ -39,8 +42,12 @@ class Upgrades:
                 else:
                     self.refused[name] = why or ""
             prune(folder)
+        self._kernels = CompiledKernels(vocab, folder) if self._steps and folder and vocab else None
+        # On a GPU the plain functions already keep everything there.
+        on_gpu = all(model.device.type == "cuda" for model in models.values())
+        self.kernels = Kernels() if on_gpu else None
         self.adopt()
-        self._builder = Builder(list(self._steps.values())[::-1])
+        self._builder = Builder([*list(self._steps.values())[::-1], *([self._kernels] if self._kernels else [])])
 
     def start(self) -> None:
         """Begins to compile what is missing, the target first, behind everything else."""
@@ -48,6 +55,8 @@ class Upgrades:
 
     def adopt(self) -> list[str]:
         """Lets models use what has become ready; the names of those that did. Milliseconds of measuring each."""
+        if self._kernels:
+            self.kernels = self._kernels.attach()
         return [name for name, steps in self._steps.items() if steps.fresh() and steps.attach()]
 
     def wait(self, tell: Callable[[str], None] = lambda _: None) -> None:
@@ -69,13 +78,14 @@ class Upgrades:
         """In words, for people."""
         if self._builder.running:
             return f"steps are being compiled for this processor, {self._builder.remaining} left"
+        made: dict[str, Artifacts] = {**self._steps, **({"sampling": self._kernels} if self._kernels else {})}
         failed = [
-            f"{name} ({steps.failure(graph).read_text(encoding='utf-8')})"
-            for name, steps in self._steps.items()
-            for graph in steps.failed()
+            f"{name} ({part.failure(one).read_text(encoding='utf-8')})"
+            for name, part in made.items()
+            for one in part.failed()
         ]
         if failed:
             return f"eager steps where compiling failed: {'; '.join(failed)}"
-        if any(steps.missing() for steps in self._steps.values()):
+        if any(part.missing() for part in made.values()):
             return "eager steps" if compiler() else "eager steps: there is no C++ compiler"
         return "compiled steps" if self._steps else "eager steps"

@@ -10,6 +10,12 @@
   const show = () => { document.documentElement.dataset.view = address.v.split(":")[0] || "chat"; };
   show();
   let left = document.documentElement.scrollHeight;
+  let held = "";
+  const hold = () => {
+    const there = document.querySelector(held);
+    if (there?.matches("h1")) there.setAttribute("tabindex", "-1");
+    there?.focus({ preventScroll: true });
+  };
   window.hsdAddress = (change) => {
     if (document.documentElement.dataset.view === "chat") left = scrollY;
     Object.assign(address, change);
@@ -22,9 +28,10 @@
     if (now !== "chat" && innerWidth < 800) {
       document.querySelector("#right.open .toggle-button, #left.open .toggle-button")?.click();
     }
-    // Keyboards and screen readers go where the page went.
-    const head = document.querySelector(now === "chat" ? "#message textarea" : `#${now} h1`);
-    if (head) { head.tabIndex ||= head.matches("h1") ? -1 : 0; head.focus({ preventScroll: true }); }
+    // Keyboards and screen readers go where the page went, as soon as that is there.
+    held = now === "chat" ? "#message textarea" : `#${now} h1`;
+    document.activeElement?.blur();
+    hold();
   };
 
   const running = new WeakMap();
@@ -64,21 +71,46 @@
     if (race) replay(race);
   });
 
+  // What is rendered anew keeps what was unfolded, and the button that a keyboard was on.
+  const unfolded = new Set();
+  const name = (fold) => fold.querySelector("summary").textContent.replace(/\d+/g, "");
+  // Gradio takes attributes away that its new text does not have, so only a click says what a person wants.
+  addEventListener("click", (event) => {
+    const fold = event.target.closest?.("#plan summary")?.parentElement;
+    if (fold?.open) unfolded.delete(name(fold));
+    else if (fold) unfolded.add(name(fold));
+  }, true);
+  addEventListener("toggle", (event) => { if (event.target.matches?.("#plan details")) keep(); }, true);
+  addEventListener("pointerdown", () => { held = ""; }, true);
+  addEventListener("focusin", (event) => {
+    const button = event.target.closest?.("#plan [data-action], #race [data-action]");
+    if (!button) return void (held = event.target.matches?.("#plan h1, #race h1") ? held : "");
+    const { action, id } = button.dataset;
+    const view = button.closest("#plan") ? "#plan" : "#race";
+    held = `${view} [data-action="${action}"]${id ? `[data-id="${CSS.escape(id)}"]` : ""}`;
+  });
+  const keep = () => {
+    for (const fold of document.querySelectorAll("#plan details:not([open])")) fold.open = unfolded.has(name(fold));
+    if (held && document.activeElement === document.body) hold();
+  };
+
   // A race that has just ended is shown at once; one that was there when the page was opened stands still.
   let waited = false;
-  const begin = () => {
-    const box = document.getElementById("race");
-    if (!box) return void setTimeout(begin, 100);
-    new MutationObserver(() => {
-      if (box.querySelector(".standing")) waited = true;
-      const race = box.querySelector(".race:not([data-seen])");
-      if (!race) return;
-      race.dataset.seen = "";
-      if (waited) replay(race);
-      else race.classList.add("over");
-      waited = false;
-    }).observe(box, { childList: true, subtree: true });
+  const look = () => {
+    if (document.querySelector("#race .standing")) waited = true;
+    const race = document.querySelector("#race .race:not([data-seen])");
+    if (!race) return;
+    race.dataset.seen = "";
+    if (waited) replay(race);
+    else race.classList.add("over");
+    waited = false;
   };
+  // Gradio may build the columns anew, so what is watched is above them; in the chat nothing is looked for.
+  const begin = () => new MutationObserver(() => {
+    if (document.documentElement.dataset.view === "chat") return;
+    keep();
+    look();
+  }).observe(document.body, { childList: true, subtree: true });
   if (document.readyState === "loading") addEventListener("DOMContentLoaded", begin);
   else begin();
 

@@ -29,7 +29,7 @@ def top(view: EngineView, known: Known | None, plan: str, tones: dict[str, str])
     if info is None:
         return f'{head}<p class="quiet">{_not_loaded(view)}</p></div>'
     running = _running(known, plan)
-    parts = [f'<p class="quiet">{_source(known, info, time.time())}</p>', _family(info, known, running, tones)]
+    parts = [f'<p class="quiet">{_source(known, info)}</p>', _family(info, known, running, tones)]
     parts += ["<h2>The plan of the next reply</h2>", _plan(info, known, plan, running)]
     return f"{head}{''.join(parts)}</div>"
 
@@ -55,23 +55,12 @@ def _running(known: Known | None, plan: str) -> hsd.Plan | None:
     return hsd.Plan.parse(text) if text else None
 
 
-def ago(moment: float, now: float) -> str:
-    """`just now`, `12 s ago`, `5 min ago`, `3 h ago`, `2 days ago`."""
-    spent = max(0.0, now - moment)
-    if spent < 5:
-        return "just now"
-    for limit, unit, name in ((100, 1, "s"), (6000, 60, "min"), (172800, 3600, "h")):
-        if spent < limit:
-            return f"{spent / unit:.0f} {name} ago"
-    return f"{spent / 86400:.0f} days ago"
-
-
 def milliseconds(value: float) -> str:
     """`0.004 ms`, `0.39 ms`, `12.3 ms`."""
     return f"{value:.3f} ms" if value < 0.1 else f"{value:.2f} ms" if value < 10 else f"{value:.1f} ms"
 
 
-def _source(known: Known | None, info: hsd.FamilyInfo, now: float) -> str:
+def _source(known: Known | None, info: hsd.FamilyInfo) -> str:
     if known is None:
         return f"{escape(info.title)}. Nothing is measured yet; the numbers come while nobody waits for a reply."
     temperature = known.explained["temperature"]
@@ -79,7 +68,7 @@ def _source(known: Known | None, info: hsd.FamilyInfo, now: float) -> str:
     times = [moment for name, moment in known.measured.items() if name in info.models]
     age = f" Every model's step times were measured again since {_when(min(times))}." if times else ""
     return (
-        f"{escape(info.title)}. Looked up {ago(known.at, now)}, for {kind}, after {plural(known.replies, 'reply')} of "
+        f"{escape(info.title)}. As of {_when(known.at)}, for {kind}, after {plural(known.replies, 'reply')} of "
         f"this family.{age}"
     )
 

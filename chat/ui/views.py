@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 import gradio as gr
@@ -122,8 +121,7 @@ def parts(session: Session, ui: dict[str, Any]) -> list[Part]:
         if tab.view != "plan":
             return None
         versions = tuple(session.changed(topic) for topic in ("plans", "engine", tab.open or ""))
-        # Ages are written in minutes and seconds.
-        return tab.open, tab.plan, versions, int(time.monotonic() / 30)
+        return tab.open, tab.plan, versions
 
     def race_key(tab: Tab) -> Any:
         if not (tab.view or "").startswith(_RACE):

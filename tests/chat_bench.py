@@ -33,10 +33,12 @@ import hsd  # noqa: E402
 from chat.request import Load  # noqa: E402
 
 PLAN = "tiny:3>large"
-REPLIES, TOKENS, HOT = 8, 400, 1.5
+REPLIES = 5
+# Hot, so that replies are long; the same seed and plan are the same tokens in every way of running.
+SETTINGS: dict[str, Any] = {"temperature": 2.0, "max_tokens": 200, "seed": 1, "plan": PLAN}
 
 
-def fill(folder: Path, messages: int, title: str) -> str:
+def fill(folder: Path, messages: int, title: str, settings: Mapping[str, Any] | None = None) -> str:
     """A stored conversation with Markdown and figures; its id."""
     from chat_fakes import POEM
 
@@ -44,6 +46,7 @@ def fill(folder: Path, messages: int, title: str) -> str:
 
     store, parent = Store(folder / "chat.db"), None
     conversation = store.create(title)
+    store.keep_settings(conversation, settings or {})
     stats = {"tokens": 90, "tokens_per_second": 61.2, "speedup": 2.4, "plan": "tiny:3>big", "baseline": "estimated"}
     with store.db.atomic():
         for number in range(messages // 2):
@@ -165,7 +168,7 @@ def serving(kind: str, folder: Path) -> Iterator[str]:
 class Reader:
     """A tab without a browser: joins the two events that write the page, and reads what they send."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, conversation: str) -> None:
         self.address, self.session = address, f"bench{time.time_ns()}"
         config = json.load(urllib.request.urlopen(f"{address}config"))
         elements = {c["id"]: c.get("props", {}).get("elem_id") for c in config["components"]}
@@ -180,7 +183,7 @@ class Reader:
             elif inputs[:1] == ["message"] and outputs == {"message"}:
                 self.functions["send"] = function
         for name in ("follow", "stream"):
-            self.join(name, ["new"])
+            self.join(name, [conversation])
         threading.Thread(target=self._read, daemon=True).start()
 
     def join(self, name: str, data: list[Any]) -> None:
@@ -199,34 +202,29 @@ class Reader:
             pass  # the server has been stopped
 
 
-def ask_without_browser(address: str, folder: Path, settings: Mapping[str, Any]) -> None:
+def ask_without_browser(address: str, conversation: str, folder: Path) -> None:
     """Send the replies' prompts through the page's own events, one after the other."""
     from chat.settings import Settings
     from chat.ui.settings import NAMES, show
 
-    reader = Reader(address)
+    reader, values = Reader(address, conversation), show(Settings(**SETTINGS))
+    assert len(values) == len(NAMES)
     for number in range(REPLIES):
-        values = show(Settings(**{**settings, "seed": number}))
-        assert len(values) == len(NAMES)
         reader.join("send", ["Tell me everything.", *values])
         wait_for(folder, number + 1)
     assert reader.bytes > 10_000, "the page's events were not read"
 
 
-def ask_in_browser(address: str, folder: Path, settings: Mapping[str, Any]) -> None:
+def ask_in_browser(address: str, conversation: str, folder: Path) -> None:
     """The same in chromium."""
     from chat_browser import chromium, send, tab
 
-    with chromium() as browser, tab(browser, f"{address}#c=new") as page:
-        page.click("#settings button")
-        page.get_by_label("number input for Temperature").fill(str(HOT))
-        page.get_by_label("Plan").first.fill(PLAN)
-        page.get_by_label("Longest reply").fill(str(TOKENS))
+    with chromium() as browser, tab(browser, f"{address}#c={conversation}") as page:
+        page.wait_for_timeout(2000)
         for number in range(REPLIES):
-            page.get_by_label("Seed").fill(str(number))
-            page.wait_for_timeout(300)
             send(page, "Tell me everything.")
             wait_for(folder, number + 1)
+            page.wait_for_timeout(300)
 
 
 def wait_for(folder: Path, replies: int) -> None:
@@ -249,11 +247,13 @@ def finished(folder: Path) -> list[dict[str, Any]]:
 
 def alone(folder: Path) -> list[dict[str, Any]]:
     """The same replies by the engine alone, in this process."""
+    from chat.settings import Settings
+
     found, messages = [], []
     with hsd.Engine.load("builtin", data_dir=folder) as engine:
-        for number in range(REPLIES):
+        for _ in range(REPLIES):
             messages.append({"role": "user", "content": "Tell me everything."})
-            params = hsd.SamplingParams(temperature=HOT, max_tokens=TOKENS, seed=number)
+            params = Settings(**SETTINGS).params()
             reply = engine.generate(messages, params, plan=PLAN)
             messages.append({"role": "assistant", "content": reply.text, "token_ids": list(reply.token_ids)})
             found.append({"tokens": reply.stats.tokens, "decode_seconds": reply.stats.decode_seconds})
@@ -263,7 +263,6 @@ def alone(folder: Path) -> list[dict[str, Any]]:
 def speed(ways: Sequence[str], rounds: int) -> None:
     """Tokens per second of decoding, way by way in turn, so that a slow minute meets all of them."""
     folder = Path(os.environ.get("DATA") or tempfile.mkdtemp())
-    settings = {"temperature": HOT, "plan": PLAN, "max_tokens": TOKENS}
     rates: dict[str, list[float]] = {way: [] for way in ways}
     for number in range(rounds):
         for way in ways:
@@ -273,9 +272,10 @@ def speed(ways: Sequence[str], rounds: int) -> None:
                 replies = alone(folder)
             else:
                 kind, reader = way.split("+")
+                conversation = fill(folder, 0, "speed", SETTINGS)
                 with serving(kind, folder) as address:
                     ask = ask_in_browser if reader == "browser" else ask_without_browser
-                    ask(address, folder, settings)
+                    ask(address, conversation, folder)
                     replies = finished(folder)
             rate = [(r["tokens"] - 1) / r["decode_seconds"] for r in replies if r["tokens"] > 20]
             rates[way] += rate
@@ -293,8 +293,8 @@ LATENCY = """() => {
   const look = () => {
     const numbers = document.getElementById("running").textContent.match(/\\d{13}/g) ?? [];
     const now = Date.now();
-    for (let i = numbers.length - 1; i >= 0 && !window.delays.has(numbers[i]); i -= 1) {
-      window.delays.set(numbers[i], now - Number(numbers[i]));
+    for (const number of new Set(numbers)) {
+      if (!window.delays.has(number)) window.delays.set(number, now - Number(number));
     }
   };
   new MutationObserver(() => requestAnimationFrame(look)).observe(document.getElementById("running"),
@@ -307,15 +307,13 @@ def latency() -> None:
     from chat_browser import chromium, send, tab
 
     folder = Path(tempfile.mkdtemp())
-    conversation = fill(folder, 200, "two hundred messages")
+    conversation = fill(folder, 200, "two hundred messages", {"max_tokens": 1200})
     with (
         serving("paced", folder) as address,
         chromium() as browser,
         tab(browser, f"{address}#c={conversation}") as page,
     ):
         page.wait_for_selector("#history .turn")
-        page.click("#settings button")
-        page.get_by_label("Longest reply").fill("1200")
         page.wait_for_timeout(1500)
         page.evaluate(LATENCY)
         begun = time.monotonic()

@@ -25,6 +25,8 @@ NASTY = '<img src=x onerror="document.title=1"> \u202eabc \u05e9\u05dc\u05d5\u05
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("data")
     fill(folder, LONG, "a long conversation")
+    own = 'families:\n  pair:\n    models: {tiny: {path: "builtin:tiny"}, small: {path: "builtin:small"}}\n'
+    (folder / "models.yaml").write_text(own)
     server = Server(folder)
     yield server
     server.kill()
@@ -145,12 +147,20 @@ def test_the_picker_says_what_fits_and_another_family_is_loaded(browser: Any, se
         assert "GB" in page.inner_text(".offer[data-id=builtin]") and "in use" in page.inner_text(
             ".offer[data-id=builtin]"
         )
-        assert page.locator(".offer[data-id=qwen3-14b] .verdict").inner_text()
+        assert page.locator(".offer[data-id=qwen3-14b] .room").inner_text()
         shoot(page, "families-light")
-        page.click(".offer[data-id=builtin]")
-        page.wait_for_selector("#engine [role=status], .dot.loading")
+        page.click(".offer[data-id=pair]")
+        page.wait_for_function("document.querySelectorAll('#engine .ladder li').length === 3", timeout=60_000)
         ready(page)
         ask(page, "What can you do?")
+        last = stored(server, "SELECT stats FROM messages WHERE stats IS NOT NULL ORDER BY created DESC LIMIT 1")
+        assert json.loads(last[0][0])["plan"].endswith("small")
+        page.reload()
+        page.wait_for_selector("#history .reply")
+        assert "pair" in page.inner_text(".families summary")
+        page.click(".families summary")
+        page.click(".offer[data-id=builtin]", timeout=60_000)
+        page.wait_for_function("document.querySelectorAll('#engine .ladder li').length === 5", timeout=60_000)
 
 
 def test_scrolling_up_stops_the_page_from_following_and_earlier_messages_come(browser: Any, server: Server) -> None:

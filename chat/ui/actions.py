@@ -162,6 +162,10 @@ class Actions:
             tab.problem = str(error)
         return self._unchanged()
 
+    def known_presets(self, request: gr.Request) -> Any:
+        """The presets there are now: the page itself is as old as the program."""
+        return self._preset(request, lambda: None)
+
     def keep_preset(self, name: str | None, request: gr.Request, *values: Any) -> Any:
         """Keep the settings under this name."""
         return self._preset(request, lambda: presets.keep(self.session.store, name or "", settings.read(*values)))

@@ -152,7 +152,7 @@
     if (!menu.open || box.dataset.asked) return;
     box.dataset.asked = "";
     // HTML of ours, in which everything is escaped.
-    box.innerHTML = await server.offered();
+    box.innerHTML = await server.offered("");
     delete box.dataset.asked;
   };
 

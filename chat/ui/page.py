@@ -134,6 +134,7 @@ def _wire(page: gr.Blocks, session: Session, tabs: Tabs, ui: dict[str, Any]) -> 
     ui["engine"].select(do.engine, None, None, **quiet)
     ui["history"].select(do.turn, [message, *fields], [message], **quiet)
     preset = ui["preset"]
+    page.load(do.known_presets, None, [preset], **quiet)
     preset.input(do.preset, [preset, *fields], fields, **quiet)
     ui["preset_keep"].click(do.keep_preset, [preset, *fields], [preset], **quiet)
     ui["preset_forget"].click(do.forget_preset, [preset], [preset], **quiet)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import hsd
 from chat.choosing import Offer
 from chat.session import Session
-from chat.ui.text import escape, seconds
+from chat.ui.text import escape
 
 
 def menu(session: Session) -> str:
@@ -22,10 +22,10 @@ def menu(session: Session) -> str:
     )
 
 
-def offered(session: Session) -> Callable[[], str]:
+def offered(session: Session) -> Callable[..., str]:
     """A function for the page that lists the families; it takes seconds when it is first called."""
 
-    def offered() -> str:
+    def offered(_: object = None) -> str:
         try:
             return "".join(_entry(offer) for offer in session.offers())
         except hsd.HsdError as error:
@@ -40,16 +40,15 @@ def _entry(offer: Offer) -> str:
         words, state = offer.problem, "unknown"
     else:
         words, state = fit.verdict, "fits" if fit.fits else "large"
-        words += "".join(f" {name} is left out: {why}." for name, why in fit.dropped.items())
+        words = f"{words[:1].upper()}{words[1:].rstrip('.')}."
+        words += "".join(f" {name} is left out: {why.rstrip('.')}." for name, why in fit.dropped.items())
         if fit.download_gb:
             words += f" {fit.download_gb:.1f} GB to download."
-        if fit.seconds_per_token:
-            words += f" About {seconds(fit.seconds_per_token)} per token without drafts."
     chain = " → ".join(model.name for model in family.models)
     name = escape(family.name)
     current = " aria-current=true" if offer.current else ""
     return (
         f'<button type="button" class="offer {state}" data-action="family" data-id="{name}"{current}>'
         f"<b>{escape(family.title or family.name)}</b>{' <i>in use</i>' if offer.current else ''}"
-        f'<span>{escape(chain)}</span><span class="verdict">{escape(words)}</span></button>'
+        f'<span>{escape(chain)}</span><span class="room">{escape(words)}</span></button>'
     )

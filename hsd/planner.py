@@ -6,7 +6,8 @@ Joins three sources: step times of `hsd.profile`, rolling acceptances from the s
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -16,7 +17,7 @@ from hsd.planning import Calibration, Decision, Ranked, Replayed, StopRule
 from hsd.profile import Profile
 from hsd.runtime import MAX_WIDTH, LanguageModel
 from hsd.runtime.costs import bucket
-from hsd.stats import SURE_POSITIONS, Stats, SwitchRecord, temperature_bucket
+from hsd.stats import SURE_POSITIONS, AcceptanceEstimate, Stats, SwitchRecord, temperature_bucket
 from hsd.types import LOOKUP, Plan, Stage
 
 _STALE = 8
@@ -24,6 +25,9 @@ _STALE = 8
 
 _CANDIDATES = 12
 """Plans of the ranking that are replayed: milliseconds each."""
+
+_NEAR = 3
+"""Best plans of a replay whose thresholds are varied, twice."""
 
 _REPLAYED = 24
 """Last scored replies that plans are replayed on and that calibrations are fitted on."""
@@ -55,11 +59,16 @@ class Planner:
         self._replies_since: dict[tuple[str, int], int] = {}
         self._calibrations: dict[tuple[str, str, str], Calibration | None] = {}
         self._grounds: dict[tuple[str, int], Ground] = {}
+        self._replayed: dict[str, bool] = {}  # bucket -> whether the last decision rests on a replay
+        self._known: dict[str, tuple[int, dict[tuple[str, str], AcceptanceEstimate]]] = {}
         self.awaited: dict[int, Plan] = {}  # switches between replies whose outcome is not known yet
 
-    def acceptances(self, temperature: float) -> dict[tuple[str, str], Any]:
+    def acceptances(self, temperature: float) -> dict[tuple[str, str], AcceptanceEstimate]:
         """Measured acceptance estimates of this family at this temperature, by (draft, verifier)."""
-        return self._stats.acceptances(self.family, temperature_bucket(temperature))
+        name = temperature_bucket(temperature)
+        if self._known.get(name, (-1, {}))[0] != self._stats.scored:
+            self._known[name] = self._stats.scored, self._stats.acceptances(self.family, name)
+        return self._known[name][1]
 
     def replied(self) -> None:
         """A reply was finished: what was decided before it is one reply older."""
@@ -111,7 +120,8 @@ class Planner:
         def error(new: Plan, old: Plan) -> float:
             return planning.gain_error(new, old, costs, rates, errors)
 
-        replayed = self._replay(ranked, current, costs, key[0])
+        replayed = self._replay(ranked, current, costs, temperature)
+        self._replayed[key[0]] = bool(replayed)
         if replayed:
             ranked = [Ranked(plan, done.ms_per_token) for plan, done in replayed.items() if done.ms_per_token]
             held_ms = None if current is None else replayed[current].ms_per_token
@@ -149,7 +159,8 @@ class Planner:
             return None
         first, above, name = plan.names[0], plan.names[1], temperature_bucket(temperature)
         if (name, first, above) not in self._calibrations:
-            samples = self._stats.calibrations(self.family, name, first, above, last=_REPLAYED)
+            last = len(self._sequences(temperature))
+            samples = self._stats.calibrations(self.family, name, first, above, last=last) if last else []
             self._calibrations[name, first, above] = planning.fit(samples)
         calibration = self._calibrations[name, first, above]
         if calibration is None or calibration.positions < SURE_POSITIONS:
@@ -209,20 +220,42 @@ class Planner:
         return chosen
 
     def _replay(
-        self, ranked: Sequence[Ranked], current: Plan | None, costs: Mapping[str, Sequence[float]], bucket_name: str
+        self, ranked: Sequence[Ranked], current: Plan | None, costs: Mapping[str, Sequence[float]], temperature: float
     ) -> dict[Plan, Replayed]:
         """The best candidates walked over the last replies' own positions: acceptance comes in runs, averages hide it.
 
-        Empty until enough positions were scored, or where some candidate cannot be replayed.
+        Then the best of them with other thresholds: the formula likes blocks longer than runs are. Empty until enough
+        positions were scored, or where some candidate cannot be replayed.
         """
-        sequences = self._stats.sequences(self.family, bucket_name, last=_REPLAYED)
+        sequences = self._sequences(temperature)
         if sum(len(next(iter(reply.values()))) for reply in sequences) < SURE_POSITIONS:
             return {}
-        plans = dict.fromkeys(
-            [*(r.plan for r in ranked[:_CANDIDATES]), Plan(self.target), *([current] if current else [])]
-        )
-        done = planning.replay(list(plans), costs, sequences)
-        return {} if any(r.ms_per_token is None for r in done) else dict(zip(plans, done, strict=True))
+        done: dict[Plan, Replayed] = {}
+
+        def walk(plans: Iterable[Plan]) -> bool:
+            new = [plan for plan in dict.fromkeys(plans) if plan not in done]
+            done.update(zip(new, planning.replay(new, costs, sequences, ends=True), strict=True))
+            return all(done[plan].ms_per_token for plan in new)
+
+        held = [current] if current else []
+        if not walk([*(r.plan for r in ranked[:_CANDIDATES]), Plan(self.target), *held]):
+            return {}
+        for _ in range(2):
+            best = sorted(done, key=lambda plan: done[plan].ms_per_token or 0.0)[:_NEAR]
+            walk(near for plan in best for near in _neighbours(plan))
+        chains: dict[tuple[str, ...], Plan] = {}  # at their best thresholds
+        for plan in sorted(done, key=lambda plan: done[plan].ms_per_token or 0.0):
+            chains.setdefault(plan.names, plan)
+        return {plan: done[plan] for plan in dict.fromkeys([*chains.values(), *held])}
+
+    def _sequences(self, temperature: float) -> list[dict[tuple[str, str], Any]]:
+        """Overlaps by position of the last scored replies; where acceptance has moved, of those after it did."""
+        found = self._stats.sequences(self.family, temperature_bucket(temperature), last=_REPLAYED)
+        moved = [e.positions for e in self.acceptances(temperature).values() if e.moved]
+        if not moved:
+            return found
+        ends = itertools.accumulate(len(next(iter(reply.values()))) for reply in found)
+        return [reply for reply, end in zip(found, ends, strict=True) if end <= min(moved)]
 
     def forecast(self, plan: Plan, temperature: float, context: int = 0) -> float | None:
         """Expected ms per token of a plan; None where its costs or a pair of it were never measured."""
@@ -237,12 +270,20 @@ class Planner:
     def report(self, temperature: float) -> dict[str, Any]:
         """Tables, choice and ranking, as plain values for JSON and pages."""
         decision = self.choose(temperature)
+        known = self.acceptances(temperature)
+        _, rates, certain = self.ground(temperature)
+        ages = self.profile.ages()
         return {
             "family": self.family,
             "temperature": temperature,
             "bucket": temperature_bucket(temperature),
             "costs_ms": self.profile.table(),
-            "acceptances": {f"{d}>{v}": asdict(e) for (d, v), e in sorted(self.acceptances(temperature).items())},
+            "costs_age_seconds": ages,
+            "around_passes_ms": asdict(self.profile.overhead(temperature == 0)),
+            "acceptances": {f"{d}>{v}": {**asdict(e), "sure": e.sure} for (d, v), e in sorted(known.items())},
+            "guessed": {f"{d}>{v}": rate for (d, v), rate in sorted(rates.items()) if (d, v) not in known},
+            "certain": certain,
+            "compared_by": "replay" if self._replayed.get(temperature_bucket(temperature)) else "formula",
             "plan": str(decision.plan),
             "reason": decision.reason,
             "sure": decision.sure,
@@ -254,3 +295,14 @@ class Planner:
                 for a in decision.alternatives
             ],
         }
+
+
+def _neighbours(plan: Plan) -> list[Plan]:
+    """The plan with one threshold changed a little."""
+    out = []
+    for i, stage in enumerate(plan.drafts):
+        for value in {stage.threshold - 2, stage.threshold - 1, stage.threshold + 1, stage.threshold + 2}:
+            if 1 <= value < MAX_WIDTH:
+                changed = (*plan.drafts[:i], Stage(stage.name, value), *plan.drafts[i + 1 :])
+                out.append(Plan(plan.target, changed))
+    return out

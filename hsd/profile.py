@@ -8,7 +8,6 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 
 from hsd.hierarchy import failed_pass
@@ -24,6 +23,9 @@ LOOKUP_MS = 0.004
 Under 0.001 was measured at 32k tokens of context (proposing and appending); a little more, so that it is never free.
 """
 
+
+MAX_MS = 1e6
+"""A stored step that took longer than a quarter of an hour is no step time."""
 
 _PASSES = 256  # last passes in replies that say how far steps in place are from steps that were measured alone
 _FEW = 32
@@ -68,6 +70,8 @@ class Profile:
         stored = self._stats.costs(machine_key(), self._family, **self._keys())
         for name in self._models:
             for width, ms in enumerate(stored.get(name, ()), 1):
+                if not 0 < ms < MAX_MS:
+                    break  # no time: this model is measured anew
                 self._costs[name].restore(0, width, ms)
         self._widths.clear()
 
@@ -194,21 +198,33 @@ class Profile:
         """
         key = name, bucket(context)
         if key not in self._widths:
-            table = self._costs[name].table(context)
-            self._widths[key] = [self._in_place(name) * ms for ms in table]
+            first, *wider = self._costs[name].table(context)
+            drawing, verifying = self._in_place(name)
+            self._widths[key] = [drawing * first, *(verifying * ms for ms in wider)]
         return self._widths[key]
 
-    def _in_place(self, name: str) -> float:
-        """What passes of the last replies took, over what their tables say; 1 where there are few."""
-        recent, costs = self._recent[name], self._costs[name]
-        if len(recent) < _FEW:
-            return 1.0
-        tables = {at: costs.table(at) for at in {p.context // 2048 * 2048 for p in recent}}
-        expected = np.array([tables[p.context // 2048 * 2048][p.width - 1] for p in recent])
-        taken = np.array([1000 * p.seconds for p in recent])
-        # A burst of other work may take a pass ten times as long: beyond three times it counts as three.
-        ratio = float(np.minimum(taken, 3 * expected).sum() / expected.sum())
-        return min(max(ratio, 0.7), 2.0)
+    def _in_place(self, name: str) -> tuple[float, float]:
+        """What passes of the last replies took, over what their tables say: of passes for one row, and of wider ones.
+
+        A draft's pass after a full acceptance reads two tokens for one row; it counts as the step of one that it is in
+        the plan. 1 where there are few.
+        """
+        tables: dict[int, list[float]] = {}
+        sums = {True: [0.0, 0.0, 0], False: [0.0, 0.0, 0]}  # by "one row": taken, expected, passes
+        for entry in self._recent[name]:
+            at = bucket(entry.context)
+            if at not in tables:
+                tables[at] = self._costs[name].table(entry.context)
+            one = entry.last == 1
+            expected, taken = tables[at][0 if one else entry.width - 1], 1000 * entry.seconds
+            # A burst of other work may take a pass ten times as long: beyond three times it counts as three.
+            sums[one][0] += min(taken, 3 * expected)
+            sums[one][1] += expected
+            sums[one][2] += 1
+        ratios = {one: min(max(a / b, 0.7), 2.0) if n >= _FEW else None for one, (a, b, n) in sums.items()}
+        known = [ratio for ratio in ratios.values() if ratio is not None]
+        other = known[0] if known else 1.0
+        return ratios[True] or other, ratios[False] or other
 
     def _keys(self) -> dict[str, Any]:
         return {

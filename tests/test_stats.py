@@ -102,9 +102,9 @@ def test_acceptance_decays_with_newer_scored_tokens(stats: Stats):
 
 
 def test_half_a_life_of_newer_tokens_halves_the_weight(stats: Stats):
-    for overlap in (0.0, 1.0):
+    for overlap in (0.47, 0.53):  # so near that it is no change of the draft
         scored(stats, np.full(2000, overlap))
-    assert stats.acceptances("f", "mid")[PAIR].rate == pytest.approx(2 / 3, abs=1e-6)
+    assert stats.acceptances("f", "mid")[PAIR].rate == pytest.approx(0.47 + 0.06 * 2 / 3, abs=1e-6)
 
 
 def test_a_clock_that_jumps_changes_no_estimate(tmp_path: Path):
@@ -130,7 +130,7 @@ def test_spread_and_error_are_those_of_the_positions(stats: Stats):
     assert found.spread == pytest.approx(12**-0.5, abs=0.01)
     assert found.standard_error == pytest.approx(1.6 * found.spread / 4000**0.5, rel=0.05)
     with Stats() as runs:  # replies that differ as wholes: the error is that between replies
-        for mean in np.linspace(0.2, 0.8, 10):
+        for mean in np.linspace(0.2, 0.8, 10)[[0, 9, 1, 8, 2, 7, 3, 6, 4, 5]]:  # to and fro, no trend
             scored(runs, np.full(400, mean))
         assert runs.acceptances("f", "mid", 1e6)[PAIR].standard_error == pytest.approx(0.1915 / 10**0.5, rel=0.05)
 

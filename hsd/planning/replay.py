@@ -62,7 +62,12 @@ class Replayed:
 
 
 def replay(
-    plans: Sequence[Plan | str], costs: Costs, sequences: Sequences, dependence: float = DEPENDENCE
+    plans: Sequence[Plan | str],
+    costs: Costs,
+    sequences: Sequences,
+    dependence: float = DEPENDENCE,
+    *,
+    ends: bool = False,
 ) -> list[Replayed]:
     """Expected cost of plans over stored replies, in the order of `plans`.
 
@@ -72,6 +77,8 @@ def replay(
         sequences: acceptance by position, see `Sequences`. A reply without a pair of a plan is left out for that plan.
         dependence: 0 treats levels as independent at a position, as far as the stored pairs allow that; 1 as agreeing
             as much as they allow. What a verifier does with a lookup's token is known exactly and used unless it is 0.
+        ends: a reply ends where it ended, and what a last block holds beyond is lost: what replies of these lengths
+            would have cost. Without it replies go on for ever, as in the exact formula.
 
     Raises:
         ConfigError: impossible numbers, arrays of unequal length in one reply, a plan's level without costs.
@@ -80,7 +87,7 @@ def replay(
         raise ConfigError(f"dependence={dependence!r} is not between 0 and 1.", f"{DEPENDENCE} is usual.")
     replies = [_checked(i, reply) for i, reply in enumerate(sequences)]
     table = tables(costs, {})
-    return [_replay_one(plan_of(plan), table, replies, dependence) for plan in plans]
+    return [_replay_one(plan_of(plan), table, replies, dependence, ends) for plan in plans]
 
 
 def relative_gain(one: Replayed, other: Replayed) -> tuple[float, float]:
@@ -124,6 +131,7 @@ class _Case:
     replies: list[dict[tuple[str, str], Floats]]
     length: Mapping[int, int]  # reply -> scored positions, of the replies that hold the plan's pairs
     dependence: float
+    ends: bool
 
 
 def _checked(number: int, reply: Mapping[tuple[str, str], NDArray[np.floating]]) -> dict[tuple[str, str], Floats]:
@@ -139,14 +147,16 @@ def _checked(number: int, reply: Mapping[tuple[str, str], NDArray[np.floating]])
     return {pair: array for pair, array in arrays.items() if array.size}
 
 
-def _replay_one(plan: Plan, table: Tables, replies: list[dict[tuple[str, str], Floats]], dependence: float) -> Replayed:
+def _replay_one(
+    plan: Plan, table: Tables, replies: list[dict[tuple[str, str], Floats]], dependence: float, ends: bool
+) -> Replayed:
     target = table.index(plan.target)
     ms, tokens, rounds = (np.full(len(replies), np.nan) for _ in range(3))
     pairs = list(zip(plan.names, plan.names[1:], strict=False))
     usable = [i for i, reply in enumerate(replies) if reply and all(pair in reply for pair in pairs)]
     ms[usable] = tokens[usable] = rounds[usable] = 0.0
     length = {i: len(next(iter(replies[i].values()))) for i in usable}
-    case = _Case(plan, table, replies, length, dependence)
+    case = _Case(plan, table, replies, length, dependence, ends)
     if not plan.drafts:
         tokens[usable] = rounds[usable] = [length[i] for i in usable]
         ms[usable] = tokens[usable] * table.width_ms[target, 1]
@@ -215,7 +225,12 @@ def _walk(case: _Case, pieces: NDArray[np.intp]) -> tuple[Floats, Floats, Floats
         visits[:, at + 1 : at + 1 + emitted.shape[2]] += visits[:, at, None] * emitted[:, at]
     inside = np.arange(span) < np.array([min(PIECE, length[i] - at) for i, at in pieces])[:, None]
     visits = np.where(inside, visits[:, :span], 0.0)
-    tokens = emitted[:, :span] @ np.arange(1.0, emitted.shape[2] + 1)
+    counts = np.arange(1.0, emitted.shape[2] + 1)
+    if case.ends:
+        left = np.array([length[i] - at for i, at in pieces])[:, None] - np.arange(span)
+        tokens = (emitted[:, :span] * np.minimum(counts, np.maximum(left, 1)[:, :, None])).sum(axis=2)
+    else:
+        tokens = emitted[:, :span] @ counts
     return (visits * round_ms[:, :span]).sum(1), (visits * tokens).sum(1), visits.sum(1)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -14,6 +14,15 @@ RUNS = 1.6
 
 BORROWED_ERROR = 0.05
 """Standard error added, in squares, where another temperature's acceptance stands in."""
+
+NEWEST = 60
+"""Scored positions that a change has to show in."""
+
+BETWEEN = 0.12
+"""Standard deviation of acceptance between replies of one kind of work, whatever the number of their positions."""
+
+CLEAR, DOUBT = 0.15, 3.5
+"""How far the newest must be from what was before to count as a change: in acceptance, and in standard errors."""
 
 SPREAD_PRIOR = 0.25
 """Spread to assume for a pair whose few positions do not differ."""
@@ -38,11 +47,51 @@ def estimates(
     for pair, aggregate in rows:
         if aggregate.positions > 0:
             (own if aggregate.bucket == bucket else others).setdefault(pair, []).append(aggregate)
-    found = {pair: decayed(group, half_life_tokens) for pair, group in own.items()}
+    found = {pair: current(group, half_life_tokens) for pair, group in own.items()}
     for pair, group in others.items():
         if pair not in found:
             found[pair] = _borrowed(decayed(group, half_life_tokens))
     return found
+
+
+def current(newest_first: list[Aggregate], half_life_tokens: float) -> AcceptanceEstimate:
+    """Estimate from as many replies as agree with the newest ones.
+
+    A draft that was replaced, or work of another kind, is not averaged away by what came before: where, going back in
+    time in steps that double, a stretch of replies differs beyond doubt from the newest `NEWEST` positions, what is
+    older than the change does not count.
+    """
+    ends = np.cumsum([a.positions for a in newest_first])
+    first = int(np.searchsorted(ends, NEWEST)) + 1
+    newest, begin, size = newest_first[:first], first, NEWEST
+    while begin < len(newest_first):
+        end = max(begin + 1, int(np.searchsorted(ends, ends[begin - 1] + size)) + 1)
+        if _contradict(newest, newest_first[begin:end]):
+            return replace(decayed(newest_first[: _split(newest_first[:end])], half_life_tokens), moved=True)
+        begin, size = end, 2 * size
+    return decayed(newest_first, half_life_tokens)
+
+
+def _split(newest_first: list[Aggregate]) -> int:
+    """How many of the newest replies lie behind the change: where the two sides differ most for their numbers."""
+    count = np.cumsum([a.positions for a in newest_first], dtype=np.float64)
+    total = np.cumsum([a.total for a in newest_first])
+    newer, older = count[:-1], count[-1] - count[:-1]
+    apart = total[:-1] / newer - (total[-1] - total[:-1]) / older
+    return int(np.argmax(newer * older * apart**2)) + 1
+
+
+def _contradict(newest: list[Aggregate], older: list[Aggregate]) -> bool:
+    """Whether two stretches of replies can hardly have one acceptance."""
+    rates, errors = [], []
+    for group in (newest, older):
+        count = sum(a.positions for a in group)
+        rate = sum(a.total for a in group) / count
+        spread = max(0.0, sum(a.squares for a in group) / count - rate**2) + SPREAD_PRIOR**2 / count
+        rates.append(rate)
+        errors.append(RUNS**2 * spread / count + BETWEEN**2 / len(group))
+    apart = abs(rates[0] - rates[1])
+    return apart > CLEAR and apart > DOUBT * float(np.sqrt(sum(errors)))
 
 
 def decayed(newest_first: list[Aggregate], half_life_tokens: float) -> AcceptanceEstimate:

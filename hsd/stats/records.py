@@ -133,6 +133,7 @@ class AcceptanceEstimate:
         spread: weighted standard deviation of the overlap between positions.
         standard_error: of `rate`; positions come in runs, so it is larger than spread over root positions.
         borrowed: whether the bucket has no position of this pair and others stood in.
+        moved: whether the newest replies contradicted the older ones, which are then left out of all of the above.
     """
 
     rate: float
@@ -140,6 +141,7 @@ class AcceptanceEstimate:
     spread: float
     standard_error: float
     borrowed: bool = False
+    moved: bool = False
 
     @property
     def sure(self) -> bool:

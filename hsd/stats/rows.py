@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -70,6 +71,21 @@ def checked_overlaps(pair: Pair, values: NDArray[np.floating]) -> NDArray[np.flo
             "Give one number per scored position.",
         )
     return np.clip(array, 0.0, 1.0)
+
+
+def half_floats(blob: bytes) -> NDArray[np.float32]:
+    """Numbers of a stored array; what is left of one that was cut off."""
+    return np.frombuffer(blob[: len(blob) // 2 * 2], dtype="<f2").astype(np.float32)
+
+
+def plausible(reply: Mapping[Pair, NDArray[np.floating]]) -> bool:
+    """Whether overlaps of a reply are equally long and between 0 and 1: a damaged row must cost no plan."""
+    sizes = {array.size for array in reply.values()}
+    inside = all(
+        (((array >= 0) & (array <= 1)) | (np.isnan(array) & (draft == LOOKUP))).all()
+        for (draft, _), array in reply.items()
+    )
+    return len(sizes) == 1 and 0 not in sizes and inside
 
 
 def switch_row(record: SwitchRecord, now: float) -> dict[str, Any]:

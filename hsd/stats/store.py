@@ -21,7 +21,7 @@ from hsd.stats.costs import cost_rows, latest, table_of
 from hsd.stats.database import Database
 from hsd.stats.estimate import Aggregate, estimates
 from hsd.stats.records import AcceptanceEstimate, CostRecord, ReplyRecord, Retention, SwitchRecord
-from hsd.stats.rows import Pair, checked_overlaps, level_rows, reply_row, switch_row
+from hsd.stats.rows import Pair, checked_overlaps, half_floats, level_rows, plausible, reply_row, switch_row
 from hsd.stats.schema import TABLES
 from hsd.stats.summary import summarize
 
@@ -47,6 +47,7 @@ class Stats:
     def __init__(self, path: Path | None = None, retention: Retention | None = None, busy_seconds: float = 5.0) -> None:
         self._db = Database(None if path is None else Path(path), busy_seconds)
         self._keep = retention or Retention()
+        self.scored = 0  # replies scored through this object: whoever keeps acceptances knows when they are old
 
     @property
     def warning(self) -> str | None:
@@ -121,12 +122,14 @@ class Stats:
             retention.prune_positions(db, found[0], self._keep)
             return bool(arrays)
 
+        self.scored += 1
         return self._db.write(work, False)
 
     def acceptances(self, family: str, bucket: str, half_life_tokens: float = 2000) -> dict[Pair, AcceptanceEstimate]:
         """Acceptance of every scored pair, a position with `half_life_tokens` newer ones weighing half.
 
-        A pair without a position in `bucket` is estimated from the family's other buckets and marked `borrowed`.
+        Where the newest replies contradict the older ones, those are left out, and it is marked `moved`. A pair without
+        a position in `bucket` is estimated from the family's other buckets and marked `borrowed`.
 
         Args:
             family: key of the family.
@@ -157,8 +160,8 @@ class Stats:
         rows: list[tuple[Any, ...]] = self._db.read(lambda db: db.execute(query, [family, bucket, last]).fetchall(), [])
         replies: dict[int, dict[Pair, NDArray[np.float32]]] = {}
         for reply_id, draft, verifier, blob in rows:
-            replies.setdefault(reply_id, {})[draft, verifier] = np.frombuffer(blob, dtype="<f2").astype(np.float32)
-        return list(replies.values())
+            replies.setdefault(reply_id, {})[draft, verifier] = half_floats(blob)
+        return [reply for reply in replies.values() if plausible(reply)]
 
     def calibrations(
         self, family: str, bucket: str, draft: str, verifier: str, last: int = 50
@@ -170,11 +173,7 @@ class Stats:
             WHERE r.family = ? AND r.bucket = ? ORDER BY r.id DESC LIMIT ?"""
         values = [draft, verifier, family, bucket, last]
         rows: list[tuple[bytes, bytes]] = self._db.read(lambda db: db.execute(query, values).fetchall(), [])
-
-        def numbers(blob: bytes) -> NDArray[np.float32]:
-            return np.frombuffer(blob, dtype="<f2").astype(np.float32)
-
-        return [(numbers(confidences), numbers(overlaps)) for confidences, overlaps in rows]
+        return [(half_floats(confidences), half_floats(overlaps)) for confidences, overlaps in rows]
 
     def record_costs(self, records: Iterable[CostRecord]) -> None:
         """Stores measured times; a newer one replaces that of the same machine, model, context and width.

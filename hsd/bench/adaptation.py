@@ -1,0 +1,164 @@
+"""How soon `auto` recovers: when the workload turns to another category, and when a draft is replaced by a bad one.
+
+Both are runs of `auto` with the idle time of a chat between replies. Beside every reply the same prompt is decoded
+plainly and, after the change, by the plan that suits the new state (chosen by measuring at the end): recovered is from
+where on `auto` needs at most a tenth more than that plan, over the replies that follow.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from hsd.bench import BenchRequest, svg
+from hsd.bench.progress import Journal
+from hsd.bench.workloads import JUDGE, LEARN
+from hsd.params import SamplingParams
+from hsd.types import Finished, Plan, Replanned
+
+if TYPE_CHECKING:
+    from hsd.engine import Engine
+
+NEAR = 1.10
+"""How much more than the plan that suits the new state counts as recovered."""
+
+BEFORE, AFTER = 1200, 1200
+"""Tokens of `auto` before and after the change."""
+
+TEMPERATURE = 0.7
+
+
+def run(ask: BenchRequest) -> dict[str, Any]:
+    """`hsd bench adaptation`: the workload turns, then a draft is spoiled; with --out also the pictures."""
+    journal = Journal(ask.out, "adaptation")
+    out: dict[str, Any] = {}
+    easy, hard = _texts("command"), _texts("talk")
+    mixed = [text for group in zip(*(_texts(c) for c in JUDGE), strict=True) for text in group]
+    for name, before, after, change in (
+        ("workload", easy, hard, lambda engine: None),
+        ("draft", mixed, mixed, spoil),
+    ):
+        out[name] = journal.once(name, partial(_scene, ask, before, after, change))
+        _tell(ask, name, out[name])
+        if ask.out is not None:
+            (ask.out / f"adaptation-{name}.svg").write_text(picture(name, out[name]), encoding="utf-8")
+    return out
+
+
+def spoil(engine: Engine) -> None:
+    """The first draft of the plan in use, and every smaller one, answer from now on as a model that learned nothing.
+
+    Passes cost what they cost before; only what they say is worthless: the logits of other tokens.
+    """
+    names = list(engine.info.models)
+    used = [name for name in engine.planner.plan_for(TEMPERATURE).plan.names if name in names[:-1]]
+    for name in names[: names.index(used[-1] if used else names[0]) + 1]:
+        model = engine._models[name]
+
+        def useless(ids: Any, cache: Any, last: int, sound: Any = model.forward) -> Any:
+            return sound(ids, cache, last).roll(17, dims=-1)
+
+        model.forward = useless  # type: ignore[method-assign]
+
+
+def _scene(ask: BenchRequest, before: list[str], after: list[str], change: Callable[[Engine], None]) -> dict[str, Any]:
+    """Auto before and after a change, and what would have been best after it."""
+    scale = 4 if ask.quick else 1
+    with ask.engine() as engine:
+        engine.stats.reset()
+        rows = _phase(engine, before, BEFORE // scale)
+        change(engine)
+        changed = sum(row["tokens"] for row in rows)
+        later = _phase(engine, after, AFTER // scale)
+        best, best_ms, plain_ms = _suited(engine, later)
+        switches = engine.stats.summary()["switches"]
+    return {
+        "rows": [*({**row, "after": False} for row in rows), *({**row, "after": True} for row in later)],
+        "changed_at": changed,
+        "best_after": best,
+        "best_ms": best_ms,
+        "plain_ms": plain_ms,
+        "recovered_after": recovered(later, best_ms),
+        "switches": len(switches),
+    }
+
+
+def _phase(engine: Engine, texts: list[str], tokens: int) -> list[dict[str, Any]]:
+    """Replies of `auto`, with idle work between them, until there are so many tokens."""
+    rows: list[dict[str, Any]] = []
+    for text in itertools.cycle(texts):
+        if sum(row["tokens"] for row in rows) >= tokens:
+            return rows
+        engine.forget()
+        events = list(engine.stream(text, SamplingParams(temperature=TEMPERATURE, max_tokens=128)))
+        engine.learn()
+        assert isinstance(events[-1], Finished)
+        stats = events[-1].reply.stats
+        changes = sum(isinstance(event, Replanned) for event in events)
+        own = {"tokens": stats.tokens, "ms": 1000 * stats.decode_seconds, "plan": stats.plan, "changes": changes}
+        rows.append({"text": text, **own})
+    raise AssertionError("texts go round for ever")
+
+
+def _suited(engine: Engine, rows: list[dict[str, Any]]) -> tuple[str, float, float]:
+    """The best of what `auto` ended with, a few others and plain decoding, on the same prompts; ms per token."""
+    names = list(engine.info.models)
+    plain = str(Plan(names[-1]))
+    plans = {plain, *(row["plan"] for row in rows[-5:])}
+    plans |= {f"{name}:{threshold}>{names[-1]}" for name in names[:-1] for threshold in (2, 4)}
+    texts = list(dict.fromkeys(row["text"] for row in rows))[:12]
+    found = {}
+    for plan in sorted(plans):
+        ms = tokens = 0.0
+        for number, text in enumerate(texts):
+            engine.forget()
+            params = SamplingParams(temperature=TEMPERATURE, max_tokens=128, seed=number)
+            stats = engine.generate(text, params, plan=plan).stats
+            ms, tokens = ms + 1000 * stats.decode_seconds, tokens + stats.tokens
+        found[plan] = ms / tokens
+    best = min(found, key=lambda plan: found[plan])
+    return best, found[best], found[plain]
+
+
+def recovered(rows: list[dict[str, Any]], best_ms: float) -> int | None:
+    """Tokens after which what follows is within `NEAR` of the best; None if it never is.
+
+    From every reply on, all replies that follow are taken together (at least the last third), so that one easy reply
+    does not count as recovery.
+    """
+    latest = max(1, len(rows) * 2 // 3)
+    for first in range(latest + 1):
+        rest = rows[first:]
+        if rest and sum(r["ms"] for r in rest) / sum(r["tokens"] for r in rest) <= NEAR * best_ms:
+            return sum(r["tokens"] for r in rows[:first])
+    return None
+
+
+def picture(name: str, scene: dict[str, Any]) -> str:
+    """ms per token of `auto` over the tokens of the run; plain decoding and the best plan beside it."""
+    rows, at, points = scene["rows"], 0, []
+    for i, row in enumerate(rows):
+        at += row["tokens"]
+        near = [r for r in rows[max(0, i - 2) : i + 1] if r["after"] == row["after"]]
+        points.append((float(at), sum(r["ms"] for r in near) / sum(r["tokens"] for r in near)))
+    begin, end = float(scene["changed_at"]), float(at)
+    level = {"plain decoding": scene["plain_ms"], scene["best_after"]: scene["best_ms"]}
+    series = {"auto, mean of up to three replies": points}
+    series |= {f"{plan} after the change ({ms:.2f} ms)": [(begin, ms), (end, ms)] for plan, ms in level.items()}
+    words = {"workload": "other category", "draft": "draft spoiled"}[name]
+    return svg.lines(f"auto adapts: {words}", "tokens", "ms per token", series, {words: begin}, dots=True)
+
+
+def _texts(category: str) -> list[str]:
+    return [*JUDGE[category], *LEARN[category]]
+
+
+def _tell(ask: BenchRequest, name: str, scene: dict[str, Any]) -> None:
+    rows = scene["rows"]
+    after = scene["recovered_after"]
+    words = "not within this run" if after is None else f"after {after} tokens"
+    best = f"{scene['best_after']} {scene['best_ms']:.3f} ms per token, plain {scene['plain_ms']:.3f}"
+    ask.tell(f"{name}: {len(rows)} replies, {sum(r['tokens'] for r in rows)} tokens; best after the change {best};")
+    ask.tell(f"   within {100 * (NEAR - 1):.0f}% of it {words}; {scene['switches']} changes of plan")

@@ -178,8 +178,9 @@ def families(config: str | None, as_json: bool) -> None:
 
     rows = [machine.fit(family) for family in load_families(config).values()]
     for row in rows:
-        click.echo(f"{row['name']:14} {row['title']}")
-        click.echo(f"{'':14} {' > '.join(row['models'])} · {row['on_disk']} · {row['fits']}")
+        click.echo(f"{row['name']:23} {row['title']}")
+        click.echo(f"{'':23} {' > '.join(row['models'])} · {row['on_disk']}")
+        click.echo(f"{'':23} {row['fits']}")
     if as_json:
         _print_json({"families": rows})
 

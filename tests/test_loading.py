@@ -17,6 +17,7 @@ import hsd
 from hsd.config import Family, ModelSpec
 from hsd.loading.estimate import GB, NF4_BYTES, Place
 from hsd.loading.estimate import fit as estimate
+from hsd.loading.explain import explained
 from hsd.loading.hub import fetch
 from hsd.loading.shapes import shape_of
 from hsd.loading.source import held_bytes, read_model, read_tokenizer
@@ -256,6 +257,28 @@ def test_weights_in_another_format_and_unknown_kinds_are_one_sentence(folder, tm
     with pytest.raises(hsd.LoadError) as caught:
         hsd.Engine.load(f"{copied}/models.yaml#mine", data_dir=tmp_path)
     assert "\n" not in str(caught.value)
+
+
+def test_memory_that_runs_out_is_told_with_the_numbers():
+    said = (
+        "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has 8 GiB in all, of which 1.20 GiB is free."
+    )
+    error = explained(ModelSpec("big", "org/big"), torch.OutOfMemoryError(said))
+    assert "2.00 GiB more were wanted, and 1.20 GiB are free" in error.message and "nf4" in error.hint
+
+
+def test_what_fits_only_packed_stays_packed_and_says_so(tmp_path, monkeypatch):
+    tiny.model("llama", width=128, layers=4).save_pretrained(tmp_path / "big")
+    tokenizer().save_pretrained(tmp_path / "big")
+    text = "families: {f: {context: 512, models: {big: {path: ./big, quantization: nf4, dtype: float32}}}}"
+    (tmp_path / "models.yaml").write_text(text)
+    whole = hsd.memory_fit(f"{tmp_path}/models.yaml#f", device="cpu")
+    assert not whole.packed
+    monkeypatch.setenv("HSD_MEMORY_GB", str(whole.needed_gb - 0.5 * whole.models[0].weights_gb))
+    with hsd.Engine.load(f"{tmp_path}/models.yaml#f", device="cpu", data_dir=tmp_path) as engine:
+        assert any("stay packed" in note for note in engine.info.notes)
+        assert engine.info.memory.models[0].weights_gb < 0.5 * whole.models[0].weights_gb
+        assert engine.generate("hello", GREEDY).token_ids
 
 
 def test_truncated_weights_are_told_with_both_sizes(folder, tmp_path):

@@ -64,8 +64,7 @@ def fit(family: Family, place: Place, dtype: str | None = None) -> MemoryFit:
     """
     result = _fit(family, place, dtype, packed=False)
     if not result.fits and place.kind != "cuda" and any(m.quantization != "none" for m in family.models):
-        packed = _fit(family, place, dtype, packed=True)
-        return packed if packed.fits else result
+        return _fit(family, place, dtype, packed=True)
     return result
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import re
 from collections.abc import Iterator
 
 import torch
@@ -101,8 +102,15 @@ def _no_answer(spec: ModelSpec, chain: list[BaseException]) -> LoadError | None:
 
 
 def _of_the_machine(name: str, chain: list[BaseException]) -> LoadError | None:
-    if any(isinstance(e, MemoryError | torch.OutOfMemoryError) for e in chain):
-        return LoadError(f"{name} does not fit the memory.", "Choose a smaller family or a quantization.")
+    memory = next((e for e in chain if isinstance(e, MemoryError | torch.OutOfMemoryError)), None)
+    if memory is not None:
+        wanted = re.search(r"allocate ([\d.]+ \w+)", str(memory))
+        free = re.search(r"([\d.]+ \w+) is free", str(memory))
+        numbers = f": {wanted[1]} more were wanted{f', and {free[1]} are free' if free else ''}" if wanted else ""
+        return LoadError(
+            f"{name} does not fit the memory{numbers}.",
+            "Close other programs, or choose a smaller family or 'quantization: nf4'.",
+        )
     full = next((e for e in chain if isinstance(e, OSError) and e.errno in _FULL), None)
     if full is not None:
         return LoadError(

@@ -116,7 +116,7 @@ def _load(family: Family, device: str, dtype: str | None, tell: Progress) -> Loa
         step = f"reading {spec.path}"
         tell(LoadProgress(spec.name, step, total / 2 + done, total))
         share = _share(tell, spec, step, total / 2 + done, total)
-        place = at if spec is target else device_of(spec, device)
+        place = _place(spec, at, device, spec is target)
         try:
             if spec is not target:
                 check_tokenizer(spec, tokenizer, folders[spec.name])
@@ -153,6 +153,12 @@ def _fetched(spec: ModelSpec, done: int, total: float, tell: Progress) -> Path:
             f"Delete {folder} and fetch it anew." if spec.path != str(folder) else "Restore the file.",
         )
     return folder
+
+
+def _place(spec: ModelSpec, at: str, device: str, is_target: bool) -> str:
+    """Where a model goes: a draft that may go anywhere goes to its target's GPU, not to one that is emptier by then."""
+    free = device == "auto" and spec.device == "auto"
+    return at if is_target or (free and at.startswith("cuda")) else device_of(spec, device)
 
 
 def _share(tell: Progress, spec: ModelSpec, step: str, done: float, total: float) -> Callable[[float], None]:

@@ -38,8 +38,10 @@ REPLIES = 5
 SETTINGS: dict[str, Any] = {"temperature": 2.0, "max_tokens": 200, "seed": 1, "plan": PLAN}
 
 
-def fill(folder: Path, messages: int, title: str, settings: Mapping[str, Any] | None = None) -> str:
-    """A stored conversation with Markdown and figures; its id."""
+def fill(
+    folder: Path, messages: int, title: str, settings: Mapping[str, Any] | None = None, *, figures: bool = True
+) -> str:
+    """A stored conversation with Markdown, and invented figures unless they are not wanted; its id."""
     from chat_fakes import POEM
 
     from chat.store import Store
@@ -52,7 +54,9 @@ def fill(folder: Path, messages: int, title: str, settings: Mapping[str, Any] | 
         for number in range(messages // 2):
             _, parent = store.add_turn(conversation, parent, f"question {number}: how do I unpack it?", {})
             provenance = ["tiny"] * 90
-            store.update(parent, text=f"{number} {POEM}", state="done", stats=stats, provenance=provenance)
+            store.update(
+                parent, text=f"{number} {POEM}", state="done", stats=stats if figures else None, provenance=provenance
+            )
     store.close()
     return conversation
 

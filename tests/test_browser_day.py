@@ -24,7 +24,7 @@ NASTY = '<img src=x onerror="document.title=1"> \u202eabc \u05e9\u05dc\u05d5\u05
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("data")
-    fill(folder, LONG, "a long conversation")
+    fill(folder, LONG, "a long conversation", figures=False)
     own = 'families:\n  pair:\n    models: {tiny: {path: "builtin:tiny"}, small: {path: "builtin:small"}}\n'
     (folder / "models.yaml").write_text(own)
     server = Server(folder)

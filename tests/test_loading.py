@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import weakref
 from pathlib import Path
 
 import models as tiny
@@ -260,9 +261,7 @@ def test_weights_in_another_format_and_unknown_kinds_are_one_sentence(folder, tm
 
 
 def test_memory_that_runs_out_is_told_with_the_numbers():
-    said = (
-        "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has 8 GiB in all, of which 1.20 GiB is free."
-    )
+    said = "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has 8 GiB in all, of which 1.20 GiB is free."
     error = explained(ModelSpec("big", "org/big"), torch.OutOfMemoryError(said))
     assert "2.00 GiB more were wanted, and 1.20 GiB are free" in error.message and "nf4" in error.hint
 
@@ -289,3 +288,14 @@ def test_truncated_weights_are_told_with_both_sizes(folder, tmp_path):
     with pytest.raises(hsd.LoadError) as caught:
         hsd.Engine.load(f"{copied}/models.yaml#mine", data_dir=tmp_path)
     assert f"has {whole - 100:,} bytes where its header wants {whole:,}" in caught.value.message
+
+
+def test_an_engine_that_is_closed_and_dropped_keeps_no_weights(folder, tmp_path):
+    engine = hsd.Engine.load(f"{folder}/models.yaml#mine", data_dir=tmp_path)
+    engine.generate("hello", GREEDY)
+    engine.learn()
+    held = [weakref.ref(model) for model in engine._models.values()]
+    engine.close()
+    del engine
+    hsd.free_memory()
+    assert not [ref for ref in held if ref() is not None]

@@ -99,7 +99,11 @@ def _stack(stack: str, family: Family, device: str, ask: BenchRequest) -> dict[s
         row: dict[str, Any] = {"verdict": found.verdict, "estimated_gb": _rounded(found.needed_gb)}
         if found.fits:
             with _capped(device, cap):
-                row |= _measured(family, found, device, ask)
+                try:
+                    row |= _measured(family, found, device)
+                except (HsdError, torch.OutOfMemoryError) as error:  # the estimate was too small: that is a result too
+                    row["error"] = str(error).splitlines()[0]
+                    ask.tell(f"{'':14}failed: {row['error']}")
         rows[label] = row
         ask.tell(f"  {label:>10}: {found.verdict}")
         if "weights_gb" in row:
@@ -112,8 +116,12 @@ def _stack(stack: str, family: Family, device: str, ask: BenchRequest) -> dict[s
     return rows
 
 
-def _measured(family: Family, found: MemoryFit, device: str, ask: BenchRequest) -> dict[str, Any]:
-    """Makes what fits, reads a prompt as long as the context with every model, and looks at the memory."""
+def _measured(family: Family, found: MemoryFit, device: str) -> dict[str, Any]:
+    """Makes what fits, reads a prompt as long as the context with every model, and looks at the memory.
+
+    Raises:
+        HsdError, torch.OutOfMemoryError: the memory did not suffice.
+    """
     import transformers as tf
 
     cuda = device.startswith("cuda")
@@ -135,7 +143,9 @@ def _measured(family: Family, found: MemoryFit, device: str, ask: BenchRequest) 
         held = engine.info.models
         plan = Plan(held[-1], tuple(Stage(n, 4) for n in held[:-1]))
         words = [i % 1000 + 1 for i in range(engine.info.context - 40)]
-        engine.generate(words, SamplingParams(temperature=0, max_tokens=32), plan=plan)
+        reply = engine.generate(words, SamplingParams(temperature=0, max_tokens=32), plan=plan)
+        if reply.error:
+            raise HsdError(reply.error)
         peak = torch.cuda.max_memory_allocated(device) - before if cuda else 0
         costs = engine.explain(0.0)["costs_ms"]
     estimated = sum(m.weights_gb for m in found.models)

@@ -124,9 +124,13 @@ def _running_maximum(values: Tensor) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Kernels:
-    """The functions above as whatever computes them here: plainly on a GPU, compiled on a CPU."""
+    """The functions above as whatever computes them here: plainly on a GPU, compiled on a CPU.
+
+    `shortest` is the shortest block that the rules take: compilers treat a size of 1 as another function.
+    """
 
     pick: Callable[[Tensor, Tensor, Tensor], Tensor] = pick
     best: Callable[[Tensor], Tensor] = best
     block_wise: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor] = block_wise
     token_wise: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor] = token_wise
+    shortest: int = 1

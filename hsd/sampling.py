@@ -79,8 +79,9 @@ class Sampler:
             ids = values.argmax(-1).tolist()  # which finds NaN first
             return [i if math.isfinite(values[row, i]) else -1 for row, i in enumerate(ids)]
         if self.params.greedy:
-            top, best = logits.max(dim=-1)
-            return [i if math.isfinite(x) else -1 for i, x in zip(best.tolist(), top.tolist(), strict=True)]
+            top, best = logits.max(dim=-1)  # and one transfer for both
+            pairs = torch.stack((best.double(), top.double())).T.tolist()
+            return [int(i) if math.isfinite(x) else -1 for i, x in pairs]
         if self.params.temperature != 1:
             logits = logits / self.params.temperature
         for keep in self._filters:

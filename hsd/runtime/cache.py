@@ -55,6 +55,10 @@ class LeanCache:
             new[: self.length].copy_(old[: self.length])
         self.keys, self.values = list(keys), list(values)
 
+    def leave(self) -> None:
+        """Goes on in tensors of its own, just large enough: those it lies in belong to somebody else."""
+        self.move(*_empty(self, self.length))
+
     def views(self, end: int) -> list[Tensor]:
         """The first `end` positions: keys of every layer, then values of every layer."""
         return [t[:end] for t in self.keys] + [t[:end] for t in self.values]

@@ -19,8 +19,8 @@ from hsd.kernels import Kernels
 from hsd.runtime.compiled import Artifacts, environment, load
 
 NAMES = ("pick", "best", "block_wise", "token_wise")
-LONGEST = 64
-"""Longest block that the compiled rules take; they begin at two tokens."""
+SHORTEST, LONGEST = 2, 64
+"""Lengths of the blocks that the compiled rules take."""
 
 
 class CompiledKernels(Artifacts):
@@ -53,13 +53,13 @@ class CompiledKernels(Artifacts):
                     self.set_aside(name, error)
                     return None
             self.used()
-            self._attached = Kernels(**loaded)
+            self._attached = Kernels(**loaded, shortest=SHORTEST)
         return self._attached
 
 
 def export_kernel(name: str, vocab: int) -> torch.export.ExportedProgram:
     """One kernel as a graph."""
-    length = torch.export.Dim("length", min=2, max=LONGEST)
+    length = torch.export.Dim("length", min=SHORTEST, max=LONGEST)
     sizes: Any = None
     if name.endswith("wise"):
         sizes = (({0: length}, {0: length}, {0: length + 1}, {0: length + 1}),)

@@ -11,6 +11,7 @@ from hsd.runtime.base import LanguageModel
 from hsd.runtime.building import Builder, compiler
 from hsd.runtime.compiled import Artifacts, CompiledSteps, prune, refusal
 from hsd.runtime.fused import CompiledKernels
+from hsd.runtime.graphs import GraphedSteps
 from hsd.runtime.lean import LeanModel
 
 OFF = "HSD_COMPILE"
@@ -31,6 +32,9 @@ class Upgrades:
 
     def __init__(self, models: Mapping[str, LanguageModel], folder: Path | None, vocab: int = 0) -> None:
         self._steps: dict[str, CompiledSteps] = {}
+        self._graphs = {n: GraphedSteps(m) for n, m in models.items() if isinstance(m, LeanModel) and _on_gpu(m)}
+        for graphs in self._graphs.values():
+            graphs.install()
         self.refused: dict[str, str] = {}
         if folder is None or os.environ.get(OFF) == "0":
             self.refused = dict.fromkeys(models, "compiling is switched off")
@@ -44,8 +48,7 @@ class Upgrades:
             prune(folder)
         self._kernels = CompiledKernels(vocab, folder) if self._steps and folder and vocab else None
         # On a GPU the plain functions already keep everything there.
-        on_gpu = all(model.device.type == "cuda" for model in models.values())
-        self.kernels = Kernels() if on_gpu else None
+        self.kernels = Kernels() if all(map(_on_gpu, models.values())) else None
         self.adopt()
         self._builder = Builder([*list(self._steps.values())[::-1], *([self._kernels] if self._kernels else [])])
 
@@ -76,6 +79,9 @@ class Upgrades:
     @property
     def state(self) -> str:
         """In words, for people."""
+        if self._graphs:
+            eager = [f"{name}: {graphs.failure}" for name, graphs in self._graphs.items() if graphs.failure]
+            return f"eager steps where they must be ({'; '.join(eager)})" if eager else "captured steps"
         if self._builder.running:
             return f"steps are being compiled for this processor, {self._builder.remaining} left"
         made: dict[str, Artifacts] = {**self._steps, **({"sampling": self._kernels} if self._kernels else {})}
@@ -89,3 +95,7 @@ class Upgrades:
         if any(part.missing() for part in made.values()):
             return "eager steps" if compiler() else "eager steps: there is no C++ compiler"
         return "compiled steps" if self._steps else "eager steps"
+
+
+def _on_gpu(model: LanguageModel) -> bool:
+    return model.device.type == "cuda"

@@ -210,6 +210,27 @@ def test_what_goes_wrong_is_one_sentence_and_leaves_nothing_half_done(hub, clien
         assert not any(parts), "what is damaged is thrown away"
 
 
+def test_weights_without_a_tokenizer_are_enough_offline(hub, tmp_path, monkeypatch):
+    from hsd.config import ModelSpec
+    from hsd.loading.hub import fetch
+
+    snapshot = tmp_path / "models--org--draft" / "snapshots" / COMMIT
+    snapshot.mkdir(parents=True)
+    for file in [
+        *weights(hub),
+        *hub.folders["org/good"].glob("*config.json"),
+        *hub.folders["org/good"].glob("*.index.*"),
+    ]:
+        (snapshot / file.name).write_bytes(file.read_bytes())
+    (snapshot / "tokenizer_config.json").unlink()
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    assert fetch(ModelSpec("draft", "org/draft", revision=COMMIT)) == snapshot
+    weights_of = sorted(snapshot.glob("*.safetensors"))
+    weights_of[0].unlink()
+    with pytest.raises(hsd.LoadError, match=weights_of[0].name):
+        fetch(ModelSpec("draft", "org/draft", revision=COMMIT))
+
+
 def test_no_network_names_what_is_missing(hub, tmp_path):
     gone = Client("http://127.0.0.1:9")
     try:

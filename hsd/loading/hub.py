@@ -57,13 +57,19 @@ def fetch(spec: ModelSpec, tell: Tell = lambda *_: None) -> Path:
             raise LoadError(f"The weights of '{spec.name}' are missing: {folder} holds no model.", "Check its path.")
         return folder
     here = folder_of(spec)
-    if here is not None and not missing_files(here) and any((here / name).is_file() for name in _TOKENIZER):
-        return here
+    weights = here if here is not None and not missing_files(here) else None
+    if weights and any((weights / name).is_file() for name in _TOKENIZER):
+        return weights
     from huggingface_hub import constants
 
-    if constants.HF_HUB_OFFLINE:
-        raise not_here(spec, "HF_HUB_OFFLINE is set: nothing is downloaded", "Unset it once to download the family")
-    return _download(spec, tell)
+    try:
+        if constants.HF_HUB_OFFLINE:
+            raise not_here(spec, "HF_HUB_OFFLINE is set: nothing is downloaded", "Unset it once to download the family")
+        return _download(spec, tell)
+    except Exception:
+        if weights:  # a draft may bring no tokenizer; a target without one is told when it is read
+            return weights
+        raise
 
 
 def not_here(spec: ModelSpec, why: str, hint: str) -> LoadError:

@@ -53,6 +53,7 @@ class Request:
         cancel: set from anywhere to end the reply within one round.
         plain: what the same prompt cost when it was decoded plainly; None leaves the baseline to an estimate.
         watch: may change the plan between two rounds; None keeps it to the end.
+        frozen: for a reply with a seed, what its plan rests on, JSON; stored with it.
     """
 
     prompt: tuple[int, ...]
@@ -66,6 +67,7 @@ class Request:
     cancel: threading.Event = field(default_factory=threading.Event)
     plain: ReplyStats | None = None
     watch: Watch | None = None
+    frozen: str = ""
 
 
 class _Clock:

@@ -206,4 +206,5 @@ def record_of(reply: Reply, request: Request, rounds: Sequence[Round], family: s
         thresholds=tuple(last.get(level.name) for level in stats.levels),
         rounds=tuple((r.proposed, r.accepted, r.seconds * 1000) for r in rounds),
         seed=reply.seed,
+        planner_json=request.frozen,
     )

@@ -7,6 +7,7 @@ Joins three sources: step times of `hsd.profile`, rolling acceptances from the s
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -152,6 +153,18 @@ class Planner:
     def ground(self, temperature: float, context: int = 0) -> Ground:
         """What the last decision rested on: costs, acceptances with priors, and whether all of them were sure."""
         return self._grounds[temperature_bucket(temperature), bucket(context)]
+
+    def frozen(self, plan: Plan, temperature: float, context: int = 0) -> str:
+        """What a reply with a seed rests on, to be stored with it: its plan and the costs and rates behind it, JSON."""
+        key = temperature_bucket(temperature), bucket(context)
+        costs, rates, certain = self._grounds.get(key, ({}, {}, False))
+        values = {
+            "plan": str(plan),
+            "costs_ms": {name: [round(ms, 4) for ms in times] for name, times in costs.items()},
+            "acceptances": {">".join(pair): round(rate, 4) for pair, rate in rates.items()},
+            "certain": certain,
+        }
+        return json.dumps(values)
 
     def stop_rule(self, plan: Plan, temperature: float, context: int = 0) -> StopRule | None:
         """When the first level of a plan stops drafting by value; None for a lookup, and until it is calibrated."""

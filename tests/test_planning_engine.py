@@ -114,6 +114,16 @@ def test_hsd_plan_explain_prints_it(tmp_path, monkeypatch):
     assert report["left_out"] == []
 
 
+def test_a_reply_with_a_seed_keeps_what_its_plan_rested_on():
+    one = engine(count=2)
+    one.generate("hello", SamplingParams(temperature=1.0, seed=5, max_tokens=9))
+    one.generate("hello", SamplingParams(temperature=1.0, max_tokens=9))
+    rows = one.stats._db.read(lambda db: db.execute("SELECT plan, planner_json FROM replies").fetchall(), [])
+    kept = json.loads(rows[0][1])
+    assert kept["plan"] == rows[0][0] and set(kept["costs_ms"]) == {"lookup", "medium", "big"}
+    assert 0 < kept["acceptances"]["medium>big"] < 1 and rows[1][1] == ""
+
+
 # --- bad input
 
 

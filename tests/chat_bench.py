@@ -1,7 +1,8 @@
-"""Figures of the page, printed: `python tests/chat_bench.py latency|open|speed`.
+"""Figures of the page, printed: `python tests/chat_bench.py latency|open|cost|speed`.
 
 latency  from the engine's event to the text in the browser, 200 messages of history, 200 tokens per second
 open     first paint, and the opening of a conversation of 2,000 messages
+cost     processor time that the page takes in the engine's process
 speed    what the page costs the engine: alone, in the chat's thread, and in a process of its own; with a client that
          reads the page's events, and with a browser. DATA=folder keeps compiled steps between runs.
 
@@ -25,6 +26,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]
@@ -149,8 +152,8 @@ def engine_process(pipe: Any, folder: str) -> None:
 
 
 @contextmanager
-def serving(kind: str, folder: Path) -> Iterator[str]:
-    """A server's address."""
+def serving(kind: str, folder: Path) -> Iterator[tuple[str, psutil.Process]]:
+    """A server's address and its process."""
     from test_chat_cli import free_port
 
     port = free_port()
@@ -160,7 +163,7 @@ def serving(kind: str, folder: Path) -> Iterator[str]:
         assert server.stdout is not None
         line = server.stdout.readline()
         assert line == "ready\n", line
-        yield f"http://127.0.0.1:{port}/"
+        yield f"http://127.0.0.1:{port}/", psutil.Process(server.pid)
     finally:
         server.kill()
         server.wait()
@@ -172,7 +175,7 @@ def serving(kind: str, folder: Path) -> Iterator[str]:
 class Reader:
     """A tab without a browser: joins the two events that write the page, and reads what they send."""
 
-    def __init__(self, address: str, conversation: str) -> None:
+    def __init__(self, address: str, conversation: str, events: Sequence[str] = ("follow", "stream")) -> None:
         self.address, self.session = address, f"bench{time.time_ns()}"
         config = json.load(urllib.request.urlopen(f"{address}config"))
         elements = {c["id"]: c.get("props", {}).get("elem_id") for c in config["components"]}
@@ -184,9 +187,11 @@ class Reader:
                 self.functions["stream"] = function
             elif "history" in outputs and "listing" in outputs:
                 self.functions["follow"] = function
+            elif inputs == ["current"] and len(function["outputs"]) > 5:
+                self.functions["enter"] = function
             elif inputs[:1] == ["message"] and outputs == {"message"}:
-                self.functions["send"] = function
-        for name in ("follow", "stream"):
+                self.functions.setdefault("send", function)
+        for name in ("enter", *events):
             self.join(name, [conversation])
         threading.Thread(target=self._read, daemon=True).start()
 
@@ -277,7 +282,7 @@ def speed(ways: Sequence[str], rounds: int) -> None:
             else:
                 kind, reader = way.split("+")
                 conversation = fill(folder, 0, "speed", SETTINGS)
-                with serving(kind, folder) as address:
+                with serving(kind, folder) as (address, _):
                     ask = ask_in_browser if reader == "browser" else ask_without_browser
                     ask(address, conversation, folder)
                     replies = finished(folder)
@@ -313,7 +318,7 @@ def latency() -> None:
     folder = Path(tempfile.mkdtemp())
     conversation = fill(folder, 200, "two hundred messages", {"max_tokens": 1200})
     with (
-        serving("paced", folder) as address,
+        serving("paced", folder) as (address, _),
         chromium() as browser,
         tab(browser, f"{address}#c={conversation}") as page,
     ):
@@ -335,6 +340,51 @@ def latency() -> None:
     )
 
 
+def cost() -> None:
+    """Processor time that the page takes from the engine's process while a reply streams: what a thread can lose.
+
+    The engine here only sleeps and says words, so that nearly all of the time is the page's. Unlike speeds it is hardly
+    moved by what else the machine does.
+    """
+    from chat_browser import chromium, tab
+
+    for watcher in ("nobody", "reader", "browser"):
+        folder = Path(tempfile.mkdtemp())
+        conversation = fill(folder, 200, "two hundred messages", {"max_tokens": 1200})
+        with serving("paced", folder) as (address, server):
+            if watcher == "browser":
+                with chromium() as browser, tab(browser, f"{address}#c={conversation}") as page:
+                    page.wait_for_selector("#history .turn")
+                    _cost(address, conversation, folder, server, watcher, ())
+            else:
+                _cost(
+                    address, conversation, folder, server, watcher, ("follow", "stream") if watcher == "reader" else ()
+                )
+
+
+def _cost(
+    address: str, conversation: str, folder: Path, server: psutil.Process, watcher: str, events: Sequence[str]
+) -> None:
+    from chat.settings import Settings
+    from chat.ui.settings import show
+
+    reader = Reader(address, conversation, events)
+    time.sleep(3)
+    before, begun = sum(server.cpu_times()[:2]), time.monotonic()
+    time.sleep(3)
+    idle = (sum(server.cpu_times()[:2]) - before) / (time.monotonic() - begun)
+    replies = len(finished(folder))
+    reader.join("send", ["Tell me the time.", *show(Settings(max_tokens=1200))])
+    time.sleep(0.5)
+    before, begun = sum(server.cpu_times()[:2]), time.monotonic()
+    time.sleep(4.5)
+    share = (sum(server.cpu_times()[:2]) - before) / (time.monotonic() - begun)
+    wait_for(folder, replies + 1)
+    print(
+        f"cost with {watcher}: {100 * share:.1f}% of a core while 200 tok/s stream, {100 * idle:.1f}% idle", flush=True
+    )
+
+
 PAINT = "performance.getEntriesByName('first-contentful-paint')[0]?.startTime"
 
 
@@ -346,7 +396,7 @@ def opening() -> None:
     long = fill(folder, 2000, "two thousand messages")
     fill(folder, 4, "a short one")
     paints, usable, opens = [], [], []
-    with serving("paced", folder) as address, chromium() as browser:
+    with serving("paced", folder) as (address, _), chromium() as browser:
         for _ in range(7):
             begun = time.monotonic()
             with tab(browser, f"{address}#c=new") as page:
@@ -379,6 +429,8 @@ def main(what: str, *rest: str) -> None:
         serve(rest[0], int(rest[1]), Path(rest[2]))
     elif what == "latency":
         latency()
+    elif what == "cost":
+        cost()
     elif what == "open":
         opening()
     elif what == "speed":

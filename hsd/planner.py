@@ -21,6 +21,9 @@ from hsd.runtime.costs import bucket
 from hsd.stats import SURE_POSITIONS, AcceptanceEstimate, Stats, SwitchRecord, temperature_bucket
 from hsd.types import LOOKUP, Plan, Stage
 
+_AWAITED = 8
+"""Switches between replies whose outcome is still added to; older ones keep what they have."""
+
 _STALE = 8
 """Replies after which a decision is made anew even if nobody was idle."""
 
@@ -144,6 +147,8 @@ class Planner:
                 )
             )
             self.awaited[number] = decision.plan
+            while len(self.awaited) > _AWAITED:
+                del self.awaited[min(self.awaited)]
         self._decisions[key] = decision
         self._replies_since[key] = 0
         self._calibrations.clear()

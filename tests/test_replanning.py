@@ -21,6 +21,7 @@ from hsd.lookup import SuffixIndex
 from hsd.replanning import AGAIN, EVERY, Switch, Watch
 from hsd.runtime import Reader
 from hsd.sampling import Sampler
+from hsd.stats import SwitchRecord
 
 GREEDY = SamplingParams(temperature=0, max_tokens=40)
 PLANS = ("big", "tiny:2>big", "lookup:2>big", "tiny:2>medium:3>big", "lookup:2>small:2>big", "medium:4>big")
@@ -106,6 +107,27 @@ def test_every_change_is_stored_with_reason_forecast_and_outcome():
     thresholds = one.stats._db.read(lambda db: db.execute("SELECT name, threshold_tokens FROM levels").fetchall(), [])
     assert thresholds == [("tiny", None), ("medium", 3), ("big", None)], "of the last plan"
     assert events[-1].reply.stats.plan == "medium:3>big"
+
+
+def test_a_change_between_replies_meets_its_outcome_as_tokens_come():
+    one = engine()
+    number = one.stats.record_switch(SwitchRecord(one.planner.family, "tiny:2>big", "big", "a test", 2.0, 1.0))
+    one.planner.awaited[number] = Plan("big")
+
+    def outcome() -> float | None:
+        return one.stats.summary()["switches"][0]["outcome_ms_per_token"]
+
+    params = SamplingParams(temperature=0, max_tokens=160, banned_ids=(tiny.END,))
+    one.generate("hello", params, plan="tiny:2>big")
+    assert outcome() is None, "another plan says nothing of it"
+    one.generate("hello", params, plan="big")
+    first = outcome()
+    assert first > 0 and one.planner.awaited
+    one.generate("more", params, plan="big")
+    assert outcome() > 0 and not one.planner.awaited, "300 tokens settle it"
+    settled = outcome()
+    one.generate("again", params, plan="big")
+    assert outcome() == settled
 
 
 @pytest.mark.parametrize("rule", ["token", "block"])

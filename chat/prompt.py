@@ -42,6 +42,22 @@ def messages_for_engine(path: Sequence[Message], system: str = "") -> list[dict[
     return messages
 
 
+def newest_turns(messages: Sequence[dict[str, Any]], letters: int) -> tuple[list[dict[str, Any]], int]:
+    """The newest turns that have no more than so many letters, the last at least, and how many were left out.
+
+    For what is many times the context: the engine drops the rest, but reads the whole anew for every turn it drops.
+    """
+    head = [m for m in messages[:1] if m["role"] == "system"]
+    begins = [place for place, m in enumerate(messages) if m["role"] == "user"]
+    total, kept = 0, len(begins)
+    for place, end in zip(reversed(begins), reversed([*begins[1:], len(messages)]), strict=True):
+        total += sum(len(m["content"]) for m in messages[place:end])
+        if total > letters and kept < len(begins):
+            break
+        kept -= 1
+    return ([*head, *messages[begins[kept] :]] if kept else list(messages)), kept
+
+
 def begun_ids(tokenizer: Any, ids: Sequence[int], text: str) -> list[int]:
     """Ids of a reply that is to go on, without the token that ended it; made from its text where there are none."""
     special = set(tokenizer.all_special_ids)

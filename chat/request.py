@@ -91,7 +91,8 @@ class Request:
         self.provenance = (self.provenance + [UNKNOWN] * self.before)[: self.before]
         context = engine.info.context
         room = context - min(self.params.max_tokens, context // 4) if self.may_drop else 0
-        ids, self.dropped_turns = prompt_to_continue(engine.tokenizer, self.messages, begun, room)
+        ids, dropped = prompt_to_continue(engine.tokenizer, self.messages, begun, room)
+        self.dropped_turns += dropped
         return ids
 
     def add(self, event: hsd.Tokens) -> None:

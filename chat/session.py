@@ -15,12 +15,15 @@ import hsd
 from chat import tree
 from chat.choosing import Choosing
 from chat.library import TEMPORARY
-from chat.prompt import make_title, messages_for_engine
+from chat.prompt import make_title, messages_for_engine, newest_turns
 from chat.records import Conversation, Message, Role
 from chat.request import EngineView, Live, Load, Request
 from chat.settings import Settings
 from chat.store import Store
 from chat.worker import Worker
+
+LETTERS_PER_TOKEN = 16
+"""More than any tokenizer's mean: what is cut off by it would not have fitted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -325,8 +328,17 @@ class Session(Choosing):
         path = self._of(reply_id).path_to(reply_id)[:-1]
         # Ids say it all to a reply that goes on: the engine adds no system message to them.
         system = settings.system or (self._system if begun else "")
+        messages, dropped, info = messages_for_engine(path, system), 0, self.engine.info
+        if self._may_drop and info:
+            messages, dropped = newest_turns(messages, LETTERS_PER_TOKEN * info.context)
         request = Request(
-            reply_id, conversation_id, messages_for_engine(path, system), params, settings.plan, may_drop=self._may_drop
+            reply_id,
+            conversation_id,
+            messages,
+            params,
+            settings.plan,
+            dropped_turns=dropped,
+            may_drop=self._may_drop,
         )
         if begun:
             request.text = request.begun = begun.text

@@ -15,7 +15,7 @@ from test_chat_session import LONG, idle, reply, until
 import hsd
 from chat import presets
 from chat.own_families import OwnFamilies
-from chat.prompt import make_title
+from chat.prompt import make_title, newest_turns
 from chat.session import Session
 from chat.settings import Settings
 from chat.store import Store
@@ -58,6 +58,33 @@ def test_only_the_end_of_a_long_conversation_is_read(session: Session) -> None:
     shown = session.snapshot(conversation, 10)
     assert len(shown.messages) == 10 and shown.above == 110 and shown.messages[-1].id == parent
     assert session.snapshot(conversation).above == 0 and len(session.snapshot(conversation).messages) == 120
+
+
+def test_what_is_many_times_the_context_is_not_read_and_is_counted(tmp_path: Path) -> None:
+    engine = ScriptedEngine(lambda _: "short")
+    session = Session(Store(tmp_path / "chat.db"), lambda progress: engine, may_drop=True)
+    session.start()
+    until(lambda: session.engine.state == "ready")
+    conversation, parent = session.store.create("long"), None
+    for number in range(200):
+        _, parent = session.store.add_turn(conversation, parent, f"prompt {number}", {})
+        session.store.update(parent, text="x" * 990, state="done")
+    session.send(conversation, "and now?", Settings(system="Be short."))
+    idle(session, conversation)
+    sent = engine.prompts[-1]
+    assert sent[0]["role"] == "system" and sent[1]["role"] == "user" and sent[-1]["content"] == "and now?"
+    turns = sum(m["role"] == "user" for m in sent)
+    assert 16 * 2048 / 1000 - 2 <= turns <= 16 * 2048 / 1000 + 1
+    assert reply(session, conversation).stats["dropped_turns"] == 201 - turns
+    session.close()
+
+
+@pytest.mark.parametrize("letters", [0, 5, 10, 1000])
+def test_the_last_turn_is_always_read(letters: int) -> None:
+    messages = [{"role": role, "content": "12345"} for _ in range(3) for role in ("user", "assistant")]
+    messages.append({"role": "user", "content": "12345"})
+    kept, dropped = newest_turns(messages, letters)
+    assert kept == messages[2 * dropped :] and dropped == {0: 3, 5: 3, 10: 3, 1000: 0}[letters]
 
 
 def test_an_idle_engine_gives_its_memory_back_and_comes_back(tmp_path: Path, monkeypatch) -> None:

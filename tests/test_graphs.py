@@ -7,6 +7,9 @@ import pytest
 import torch
 
 import hsd
+from hsd.bench import BenchRequest
+from hsd.bench.gpu import run
+from hsd.errors import LoadError
 from hsd.runtime import LeanModel, Reader, wrap
 from hsd.runtime.graphs import GraphedSteps
 from hsd.runtime.upgrades import Upgrades
@@ -116,3 +119,18 @@ def test_on_a_gpu_a_family_is_captured_at_load_and_decodes_the_same():
         sampled = hsd.SamplingParams(temperature=0.8, max_tokens=60, seed=3)
         once = engine.generate("hello", sampled, plan="small:2>medium:3>big")
         assert engine.generate("hello", sampled, plan="small:2>medium:3>big").token_ids == once.token_ids
+
+
+@pytest.mark.parametrize("device", ["cpu", gpu])
+def test_the_benchmark_of_the_gpu_runs_with_tiny_shapes(device):
+    lines: list[str] = []
+    out = run(BenchRequest(device=device, quick=True, tell=lines.append))
+    assert set(out["models"]) >= {"0.6B bf16", "32B nf4"}
+    assert all(len(m["graphed_ms"]) == 16 and min(m["graphed_ms"]) > 0 for m in out["models"].values())
+    assert any("outside steps" in line for line in lines)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_the_benchmark_is_refused_in_a_sentence():
+    with pytest.raises(LoadError, match="no NVIDIA GPU"):
+        run(BenchRequest())

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 BENCHMARKS = {
     "replies": "plain decoding against the plan that `auto` chooses, interleaved in one run",
     "steps": "one pass of every model: ours, transformers, llama.cpp where it is installed, and the floor",
+    "gpu": "captured steps of models of real size on an NVIDIA GPU, and what the engine adds to them",
     "forecast": "what plans were foretold to cost, by the formula and by replay, against what they took",
     "regret": "`auto` against the best fixed plan, and against plain decoding on its worst category",
     "adaptation": "how soon `auto` recovers when the workload turns, and when a draft is replaced by a bad one",

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -92,6 +94,12 @@ def _tensors(state: dict[str, torch.Tensor], heads: int, kv_heads: int) -> list[
     return out
 
 
+def survives(path: Path, threads: int) -> bool:
+    """Whether llama.cpp can run this file here at all: tried in a process of its own, which a crash may end."""
+    command = [sys.executable, "-m", "hsd.bench.llama_cpp", str(path), str(threads)]
+    return subprocess.run(command, capture_output=True, check=False).returncode == 0
+
+
 class Peer:
     """A GGUF model in llama.cpp with some text in its cache.
 
@@ -162,3 +170,10 @@ class Peer:
             batch.logits[i] = True
         if self._lib.llama_decode(self._llm.ctx, batch):
             raise RuntimeError("llama.cpp could not run a pass")
+
+
+if __name__ == "__main__":
+    tried = Peer(Path(sys.argv[1]), list(range(1, 257)), int(sys.argv[2]))
+    for width in (1, 2, 5, 9):
+        tried.logits(range(width))
+    tried.close()

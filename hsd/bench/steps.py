@@ -83,7 +83,7 @@ def _measure(ask: BenchRequest, name: str, model: Any, repeats: int) -> dict[str
         means: dict[str, Means] = {"transformers, eager": _reader(TransformersModel(name, model, 1024), text)}
         peers: dict[str, llama_cpp.Peer] = {}
         if not llama_cpp.missing():
-            peers = stack.enter_context(_peers(model, text))
+            peers = stack.enter_context(_peers(ask, model, text))
             means |= {f"llama.cpp {form}": _peer(peer) for form, peer in peers.items()}
         # Last, because the lean model re-points the module's weights.
         lean = wrap(name, model, 1024)
@@ -131,13 +131,16 @@ def _peer(peer: llama_cpp.Peer) -> Means:
 
 
 @contextmanager
-def _peers(model: Any, text: Sequence[int]) -> Iterator[dict[str, llama_cpp.Peer]]:
+def _peers(ask: BenchRequest, model: Any, text: Sequence[int]) -> Iterator[dict[str, llama_cpp.Peer]]:
     """llama.cpp with the same weights in every format."""
     peers = {}
     with tempfile.TemporaryDirectory() as folder:
         for form in llama_cpp.FORMATS:
             path = Path(folder) / f"{form}.gguf"
             llama_cpp.write(model, path, form)
+            if not llama_cpp.survives(path, torch.get_num_threads()):
+                ask.tell(f"llama.cpp crashes on this machine with {form} weights: left out")
+                continue
             peers[form] = llama_cpp.Peer(path, text, torch.get_num_threads())
         try:
             yield peers

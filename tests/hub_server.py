@@ -16,7 +16,7 @@ COMMIT = "c0ffee" + "0" * 34
 class Hub(ThreadingHTTPServer):
     """Serves folders as repositories.
 
-    `faults` maps a repository to what goes wrong with it: "gated", "private", "missing", "token", "broken", "stall" (the
+    `faults` maps a repository to what goes wrong: "gated", "private", "missing", "token", "broken", "stall" (the
     first large file stops half-way), "cut" (its connection closes half-way), "short", "corrupt", "huge".
     """
 

@@ -21,6 +21,9 @@ from hsd.runtime.costs import bucket
 from hsd.stats import SURE_POSITIONS, AcceptanceEstimate, Stats, SwitchRecord, temperature_bucket
 from hsd.types import LOOKUP, Plan, Stage
 
+_OLD = 64
+"""Replies after which it is made anew even if nothing was scored: step times may have changed."""
+
 _AWAITED = 8
 """Switches between replies whose outcome is still added to; older ones keep what they have."""
 
@@ -65,6 +68,7 @@ class Planner:
         self._grounds: dict[tuple[str, int], Ground] = {}
         self._replayed: dict[str, bool] = {}  # bucket -> whether the last decision rests on a replay
         self._known: dict[str, tuple[int, dict[tuple[str, str], AcceptanceEstimate]]] = {}
+        self._scored_at: dict[tuple[str, int], int] = {}
         self.awaited: dict[int, Plan] = {}  # switches between replies whose outcome is not known yet
 
     def acceptances(self, temperature: float) -> dict[tuple[str, str], AcceptanceEstimate]:
@@ -83,10 +87,13 @@ class Planner:
         """The plan for a reply that begins now: the last decision, unless it has grown old.
 
         Ranking takes milliseconds that belong to the time to the first token, so it is done by `replan` while idle;
-        where nobody is ever idle, every few replies.
+        where nobody is ever idle, after a few replies if something was scored, and else after many.
         """
         key = (temperature_bucket(temperature), bucket(context))
-        if self._replies_since.get(key, _STALE) >= _STALE:
+        if key not in self._decisions:
+            return self.choose(temperature, context)
+        since = self._replies_since.get(key, _OLD)
+        if since >= _OLD or (since >= _STALE and self._scored_at.get(key) != self._stats.scored):
             return self.choose(temperature, context)
         return self._decisions[key]
 
@@ -151,6 +158,7 @@ class Planner:
                 del self.awaited[min(self.awaited)]
         self._decisions[key] = decision
         self._replies_since[key] = 0
+        self._scored_at[key] = self._stats.scored
         self._calibrations.clear()
         self.stop_rule(decision.plan, temperature, context)  # fitted now, not while somebody waits for a first token
         return decision

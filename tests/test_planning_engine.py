@@ -75,6 +75,21 @@ def test_the_planner_hears_of_scores_at_once():
     assert one.planner.acceptances(1.0) is not before
 
 
+def test_nothing_is_ranked_before_a_first_token_while_nothing_was_scored():
+    """Ranking takes tens of milliseconds: with nobody idle in between it would land in the time to the first token."""
+    one = learned(engine(count=2))
+    first = one.planner.plan_for(1.0)
+    for _ in range(20):
+        one.planner.replied()
+        assert one.planner.plan_for(1.0) is first
+    one.stats.scored += 1
+    assert one.planner.plan_for(1.0) is not first
+    for _ in range(64):
+        one.planner.replied()
+    later = one.planner.plan_for(1.0)
+    assert one.planner.plan_for(1.0) is later
+
+
 # --- explanation
 
 

@@ -88,6 +88,8 @@ def measure(
     rows = []
     for plan in order:
         engine.forget()
+        if plan == AUTO:
+            engine.learn()  # nothing waits to be scored; the decision is as fresh as it is in a chat
         # `auto` gets no seed of ours: with one it would keep to its thresholds above temperature 0.
         seed = None if plan == AUTO else 1000 + turn
         reply = engine.generate(text, SamplingParams(temperature=temperature, max_tokens=length, seed=seed), plan=plan)

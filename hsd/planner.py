@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -69,6 +70,7 @@ class Planner:
         self._replayed: dict[str, bool] = {}  # bucket -> whether the last decision rests on a replay
         self._known: dict[str, tuple[int, dict[tuple[str, str], AcceptanceEstimate]]] = {}
         self._scored_at: dict[tuple[str, int], int] = {}
+        self.ranking_seconds = 0.0  # what ranking all plans took last
         self.awaited: dict[int, Plan] = {}  # switches between replies whose outcome is not known yet
 
     def acceptances(self, temperature: float) -> dict[tuple[str, str], AcceptanceEstimate]:
@@ -123,7 +125,9 @@ class Planner:
         current = self._decisions[key].plan if key in self._decisions else None
         # What few replies say of long blocks and deep stacks is worth little, and being wrong there is dear.
         certain = bool(measured) and all(e.sure for e in measured.values())
+        begun = time.perf_counter()
         ranked = planning.ranking(costs, rates, 8 if certain else 4, max_drafts=3 if certain else 2)
+        self.ranking_seconds = time.perf_counter() - begun
         held_ms = None if current is None else planning.expected_ms_per_token(current, costs, rates)
         pairs = {(a, b) for r in ranked[:3] for a, b in zip(r.plan.names, r.plan.names[1:], strict=False)}
         sure = all(pair in measured and measured[pair].sure for pair in pairs)

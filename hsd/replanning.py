@@ -18,6 +18,9 @@ from hsd.types import LOOKUP, Plan
 if TYPE_CHECKING:
     from hsd.planner import Planner
 
+PATIENCE = 20
+"""Times that ranking all plans must fit into the time since the last judgement: a short reply has nothing to gain."""
+
 EVERY = 8
 """Rounds of a plan before it is judged, and between two judgements."""
 
@@ -53,6 +56,7 @@ class _State:
     began: int  # tokens of the reply when it took over
     rounds: list[Round]
     judged: int = 0
+    seconds: float = 0.0  # of rounds since it was judged last
     older: int = 0  # rounds that were made by another plan, with the same draft under the target
 
 
@@ -98,12 +102,13 @@ class Watch:
         """
         now = self._now
         now.rounds.append(done)
+        now.seconds += done.seconds
         self._tokens += len(done.tokens)
         if not now.plan.drafts:
             return self._retry(now)
-        if len(now.rounds) - now.judged < EVERY:
+        if len(now.rounds) - now.judged < EVERY or now.seconds < PATIENCE * self._planner.ranking_seconds:
             return None
-        now.judged = len(now.rounds)
+        now.judged, now.seconds = len(now.rounds), 0.0
         return self._judge(now, now.rounds[-WINDOW:], cached)
 
     def _retry(self, now: _State) -> Switch | None:

@@ -202,6 +202,7 @@ def spoil(one: hsd.Engine) -> None:
                 return -forward(ids, cache, last)
 
             model.forward = wrong
+    one.planner.ranking_seconds = 0.0  # replies of such tiny models end before a ranking could pay
 
 
 LONG = SamplingParams(temperature=0, max_tokens=150, banned_ids=(tiny.END,))
@@ -249,6 +250,8 @@ def test_a_reply_that_changed_its_plan_above_zero_promises_no_seed():
 class Numbers:
     """Costs and acceptances as a planner gives them."""
 
+    ranking_seconds = 0.0
+
     def __init__(self, rate: float = 0.8) -> None:
         self.costs = {"tiny": [1.0] * 16, "small": [2.0] * 16, "big": [10.0] * 16}
         self.rates = {("tiny", "small"): rate, ("tiny", "big"): rate, ("small", "big"): rate}
@@ -293,6 +296,13 @@ def test_refusals_shorten_the_chain_and_plain_decoding_is_tried_again():
     assert "of" in changes[0].reason and "drafted tokens" in changes[0].reason
     later = [c for r in rounds(AGAIN + 1, 0, 0.0) if (c := one.after(r, lambda _: 10_000))]
     assert [str(c.plan) for c in later] == ["tiny:6>big"] and "tried again" in later[0].reason
+
+
+def test_a_reply_that_is_short_beside_a_ranking_is_let_be(monkeypatch):
+    monkeypatch.setattr(Numbers, "ranking_seconds", 0.01)
+    one = watch("tiny:6>big")
+    assert not [c for r in rounds(12, 6, 0.02) if (c := one.after(r, lambda _: 10_000))]  # 0.19 s
+    assert [c for r in rounds(12, 6, 0.02) if (c := one.after(r, lambda _: 10_000))]
 
 
 def test_a_draft_that_must_first_read_a_long_text_has_to_earn_that():

@@ -89,8 +89,8 @@ def token_wise(draft: Tensor, q: Tensor, p: Tensor, coins: Tensor) -> Tensor:
 def _verdict(accepted: Tensor, q: Tensor, p: Tensor, reach: Tensor, coin: Tensor, chance_p: Tensor) -> Tensor:
     """The token drawn from `max(r p - q, 0)`, or from `p` behind the whole block."""
     n = q.shape[0]
-    own = p[accepted]
-    below = q[accepted.clamp(max=n - 1)] * (accepted < n).float()
+    own = _row(p, accepted)
+    below = _row(q, accepted.clamp(max=n - 1)) * (accepted < n).float()
     rest, _ = _draw((own * reach.float() - below).clamp(min=0), coin)
     # Where p and q are equal up to rounding nothing is left, and p itself is the residual.
     plain, _ = _draw(own, coin)
@@ -107,12 +107,17 @@ def _draw(weights: Tensor, coin: Tensor) -> tuple[Tensor, Tensor]:
     wanted = coin * total
     at = (sums <= wanted).sum().clamp(max=sums.shape[0] - 1)
     before = torch.where(at > 0, sums[(at - 1).clamp(min=0)], 0.0)
-    inner = blocks[at].double().cumsum(0)
+    inner = _row(blocks, at).double().cumsum(0)
     # The block holds what is wanted; its own sum may fall short of it in the last bit, never onto a token without mass.
     within = torch.minimum(wanted - before, torch.nextafter(inner[-1], torch.zeros_like(total)))
     token = at * _BLOCK + (inner <= within).sum()
     sound = torch.isfinite(total) & (total > 0)
     return torch.where(sound, token, -1), total
+
+
+def _row(rows: Tensor, at: Tensor) -> Tensor:
+    """`rows[at]` without the host learning which; a plain index is a view of unknown place, which compilers refuse."""
+    return rows.index_select(0, at.view(1))[0]
 
 
 def _running_maximum(values: Tensor) -> Tensor:

@@ -222,8 +222,9 @@ def test_a_pass_without_room_or_tokens_is_refused_in_a_sentence():
 
 
 @needs_compiler
-def test_compiled_kernels_draw_and_decide_as_the_plain_ones(tmp_path):
-    made = CompiledKernels(300, tmp_path)
+@pytest.mark.parametrize("vocab", [384, pytest.param(300, marks=pytest.mark.full)])  # whole blocks of 128, and not
+def test_compiled_kernels_draw_and_decide_as_the_plain_ones(vocab, tmp_path):
+    made = CompiledKernels(vocab, tmp_path)
     assert made.attach() is None
     builder = building.Builder([made])
     builder.start()
@@ -231,16 +232,16 @@ def test_compiled_kernels_draw_and_decide_as_the_plain_ones(tmp_path):
     fused = made.attach()
     assert fused is not None, [made.failure(n).read_text() for n in made.failed()]
     for seed in range(60):
-        q, p, draft, coins = rows(random.Random(seed), 2 + seed % 8, 300)
+        q, p, draft, coins = rows(random.Random(seed), 2 + seed % 8, vocab)
         for rule in ("block", "token"):
             assert verify.verify(draft, q, p, coins, rule, fused) == verify.verify(draft, q, p, coins, rule)
-        logits = torch.randn(1, 300, generator=torch.Generator().manual_seed(seed))
-        out, same = torch.zeros(1, 300), torch.zeros(1, 300)
+        logits = torch.randn(1, vocab, generator=torch.Generator().manual_seed(seed))
+        out, same = torch.zeros(1, vocab), torch.zeros(1, vocab)
         knobs = torch.tensor([0.8, coins[0]], dtype=torch.float64)
         torch.testing.assert_close(fused.pick(logits, knobs, out), kernels.pick(logits, knobs, same))
         torch.testing.assert_close(out, same)
         torch.testing.assert_close(fused.best(logits), kernels.best(logits))
-    bad = torch.full((1, 300), torch.nan)
+    bad = torch.full((1, vocab), torch.nan)
     assert int(fused.best(bad)[0]) == int(fused.pick(bad, knobs, out)[0]) == -1
 
 

@@ -66,10 +66,10 @@ class Level:
     lookup_seconds: float = 0.0
     _block: Tensor | None = None  # rows that the first level drew from, threshold x vocabulary
 
-    def place(self, vocab: int, device: torch.device | str) -> Tensor:
+    def place(self, sampler: Sampler) -> Tensor:
         """`(1, vocab)` for the next row that this level draws from: rows of a block lie side by side, never copied."""
         if self._block is None:
-            self._block = torch.empty((self.threshold, vocab), device=device)
+            self._block = torch.empty((self.threshold, sampler.vocab), device=sampler.device)
         at = len(self.rows)
         return self._block[at : at + 1]
 
@@ -174,6 +174,9 @@ class Hierarchy:
             self._fill(at - 1)
         block = tokens[start:]
         n = len(block)
+        if n == 0 and not (self._ended() or start >= self._room(at)):
+            self._draft(level)  # nothing to verify: plain decoding, and a lookup that knew nothing
+            return 0, 0
         rows = self._distributions(level, n + 1)  # of the block's places and the one behind it
         below = self.levels[at - 1].take_rows() if at > 0 else []
         coins = [self._coins.random() for _ in range(n + 1)]
@@ -217,10 +220,11 @@ class Hierarchy:
             chance *= stop.calibration.chance(self._draft(level))
 
     def _draft(self, level: Level) -> float:
-        """The first level draws one token; its confidence in what it drew from."""
+        """A level draws one token; its confidence in what it drew from."""
         assert isinstance(level.source, Reader)
         logits = self._logits(level, level.source, 1)
-        out = None if self._sampler.params.greedy else level.place(self._sampler.vocab, self._sampler.device)
+        first = level is self.levels[0] and level.threshold > 0
+        out = level.place(self._sampler) if first and not self._sampler.params.greedy else None
         token, row, confidence = self._sampler.draw(logits, self.sequence.tokens, self._coins.random(), out)
         if token < 0:
             raise self._no_distribution(level)

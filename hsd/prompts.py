@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
@@ -95,10 +96,14 @@ class Prompts:
             turns: list[Any] = list(prompt)
             ids = self.build(turns)
             if drop and len(ids) > context - min(max_tokens, context // 4):
-                # Half the context at once: dropping just enough would read everything anew in every later turn.
-                while self._size(turns) > context // 2 and (shorter := _without_oldest_turn(turns)):
-                    turns, dropped = shorter, dropped + 1
-                ids = self.build(turns)
+                # Half the context at once: dropping just enough would read everything anew in every later turn. Halving
+                # the search, because every look at a size tokenizes all that is left.
+                rests = [turns]
+                while shorter := _without_oldest_turn(rests[-1]):
+                    rests.append(shorter)
+                fits = bisect_left(rests, True, key=lambda rest: self._size(rest) <= context // 2)
+                dropped = min(fits, len(rests) - 1)
+                ids = self.build(rests[dropped])
         if not ids:
             raise PromptError("The prompt is empty.", "Write something first.")
         if len(ids) >= context:

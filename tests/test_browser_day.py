@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from chat_bench import fill
-from chat_browser import PHONE, chromium, send, shoot, shooting, tab
+from chat_browser import PHONE, chromium, send, shoot, tab
 from test_browser import Server, ready
 
 pytestmark = pytest.mark.browser
@@ -284,7 +284,6 @@ VIEWS = {
 }
 
 
-@pytest.mark.skipif(not shooting(), reason="writes screenshots alone")
 @pytest.mark.parametrize("name", VIEWS)
 def test_views(browser: Any, server: Server, name: str) -> None:
     with tab(browser, f"{server.address}#c=new", **VIEWS[name]) as page:

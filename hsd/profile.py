@@ -173,8 +173,7 @@ class Profile:
     def plain_ms(self, contexts: Sequence[int]) -> float:
         """Milliseconds of one plain step of the target at each of these context lengths, added up.
 
-        Lower quartiles: what else the machine did while steps were measured must not look like a slow plain decoding,
-        from which a reply that was left in peace then seems a great gain.
+        Medians: what else the machine does slows plain decoding as it slows the reply.
         """
         costs = self._costs[self._target]
         steps: dict[int, float] = {}
@@ -182,7 +181,7 @@ class Profile:
         for context in contexts:
             place = context // 256
             if place not in steps:
-                steps[place] = costs.cost(1, context).low_ms
+                steps[place] = costs.cost(1, context).ms
             total += steps[place]
         return total
 

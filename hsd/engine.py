@@ -9,6 +9,7 @@ import weakref
 from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import asdict, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from hsd import loading
@@ -41,7 +42,9 @@ class Engine:
     makes steps faster behind the chat.
     """
 
-    def __init__(self, loaded: Loaded, stats: Stats, cache_bytes: int = CACHE_BYTES) -> None:
+    def __init__(
+        self, loaded: Loaded, stats: Stats, cache_bytes: int = CACHE_BYTES, compiled: Path | None = None
+    ) -> None:
         self._loaded = loaded
         self.stats = stats
         self._models = loaded.models
@@ -50,7 +53,7 @@ class Engine:
         self._fit = partial(self._prompts.fit, context=self._target.context, drop=loaded.family.overflow == "drop")
         self._conversations = Conversations(loaded.models, min(cache_bytes, loaded.cache_bytes))
         self.planner = Planner(loaded.key, loaded.models, stats)
-        self.upgrades = Upgrades(loaded.models, None)
+        self.upgrades = Upgrades(loaded.models, compiled, loaded.vocab)
         self._lock = Turn()
         self._last: tuple[float, int] | None = None  # temperature and prompt length of the last reply
         self.learner = Learner(self.planner, stats, list(loaded.models))
@@ -89,8 +92,7 @@ class Engine:
         """
         loaded = loading.load(find_family(family, config), device, dtype, progress)
         folder = data_folder(data_dir)
-        engine = cls(loaded, Stats(folder / "stats.db"), cache_bytes)
-        engine.upgrades = Upgrades(loaded.models, folder / "compiled", loaded.vocab)
+        engine = cls(loaded, Stats(folder / "stats.db"), cache_bytes, folder / "compiled")
         engine.planner.profile.begin(progress or (lambda _: None))
         engine.upgrades.start()
         return engine

@@ -217,15 +217,16 @@ class Hierarchy:
         tokens = self.sequence.tokens
         end, chance = min(len(tokens) + level.threshold, self._room(0)), 1.0
         while len(tokens) < end and stop.pays(chance) and not self._ended():
-            chance *= stop.calibration.chance(self._draft(level))
+            chance *= stop.calibration.chance(self._draft(level, measured=True))
 
-    def _draft(self, level: Level) -> float:
-        """A level draws one token; its confidence in what it drew from."""
+    def _draft(self, level: Level, measured: bool = False) -> float:
+        """A level draws one token; its confidence in what it drew from, if that is to be measured."""
         assert isinstance(level.source, Reader)
         logits = self._logits(level, level.source, 1)
         first = level is self.levels[0] and level.threshold > 0
         out = level.place(self._sampler) if first and not self._sampler.params.greedy else None
-        token, row, confidence = self._sampler.draw(logits, self.sequence.tokens, self._coins.random(), out)
+        coin = self._coins.random()
+        token, row, confidence = self._sampler.draw(logits, self.sequence.tokens, coin, out, measured)
         if token < 0:
             raise self._no_distribution(level)
         level.rows.append(row)

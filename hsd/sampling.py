@@ -89,7 +89,7 @@ class Sampler:
         return torch.softmax(logits, dim=-1, dtype=torch.float32)
 
     def draw(
-        self, logits: Tensor, sequence: Sequence[int], coin: float, out: Tensor | None = None
+        self, logits: Tensor, sequence: Sequence[int], coin: float, out: Tensor | None = None, measured: bool = True
     ) -> tuple[int, Rows, float]:
         """Draws the token behind a sequence: `rows` and `hsd.verify.draw` in one go, for the one row of a draft.
 
@@ -98,6 +98,8 @@ class Sampler:
             sequence: prompt, reply and pending tokens.
             coin: in [0, 1); not used where decoding is greedy.
             out: float32 `(1, vocab)`, may take the row and is then what is returned of it; saves an allocation.
+            measured: whether the probability that is returned matters; where it would cost a pass over the vocabulary
+                it is 1 otherwise.
 
         Returns:
             The token (-1 if the row is no distribution), its row, and the row's largest probability before the draw.
@@ -107,7 +109,7 @@ class Sampler:
         if self._filters or logits.device.type != "cpu":
             row = self.rows(logits, sequence)
             token = row[0] if isinstance(row, list) else draw(row[0], coin)
-            return token, row, float(self.confidences(row, logits))
+            return token, row, float(self.confidences(row, logits)) if measured else 1.0
         # On a CPU a draft's step is short, and a few numpy passes over the vocabulary, in place, cost half of a dozen
         # tensor operations.
         values = self._adjusted(logits[:, : self.vocab], sequence)[0].float().numpy()
@@ -115,6 +117,8 @@ class Sampler:
         top = float(values[best])
         if not math.isfinite(top):  # argmax finds NaN first
             return -1, [-1], 0.0
+        if self.params.greedy and not measured:
+            return best, [best], 1.0
         values = np.subtract(values, np.float32(top), out=None if out is None else out[0].numpy())
         if not self.params.greedy and self.params.temperature != 1:
             values /= np.float32(self.params.temperature)

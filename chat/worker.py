@@ -84,7 +84,7 @@ class Worker:
         self._wish_for("unload")
 
     def replace(self, load: Load) -> None:
-        """Load another engine in the place of this one, as soon as nobody waits for a reply."""
+        """Load another engine in the place of this one, after the reply that is being written; others wait for it."""
         self._load = load
         if self._thread.ident is not None:
             self._wish_for("replace")
@@ -162,7 +162,9 @@ class Worker:
         self._open()
         while True:
             with self._wake:
-                self._active = self._pending.popleft() if self._pending and not self._closing else None
+                # Whoever chose another engine and then sent a message means the new one to answer it.
+                answers = self._pending and not self._closing and self._wish != "replace"
+                self._active = self._pending.popleft() if answers else None
                 wish, self._wish = (self._wish, None) if self._active is None else (None, self._wish)
             if self._active:
                 self._run(self._active)

@@ -138,7 +138,15 @@ def test_after_a_machine_slept_a_lost_device_is_replaced_and_clocks_may_jump(tmp
 def test_another_family_takes_the_place_of_the_first(tmp_path: Path) -> None:
     other = ScriptedEngine(lambda _: "from the other")
     opened = []
-    session = Session(Store(tmp_path / "chat.db"), lambda progress: ScriptedEngine(lambda _: "first"), family="builtin")
+    chosen = threading.Event()
+
+    class Busy(ScriptedEngine):
+        """At work until a family was chosen and a message sent: both are there when it looks again."""
+
+        def learn(self, should_stop) -> None:
+            chosen.wait(10)
+
+    session = Session(Store(tmp_path / "chat.db"), lambda progress: Busy(lambda _: "first"), family="builtin")
     with pytest.raises(hsd.HsdError, match="cannot be changed here"):
         session.offers()
     session.own_families = OwnFamilies(tmp_path)
@@ -149,6 +157,7 @@ def test_another_family_takes_the_place_of_the_first(tmp_path: Path) -> None:
         session.choose("no such family")
     session.choose("qwen3-8b")
     conversation = session.send(None, "hello", Settings())
+    chosen.set()
     idle(session, conversation)
     assert reply(session, conversation).text == "from the other" and opened == ["qwen3-8b"]
     assert session.models == ("0.6b", "1.7b", "8b") and "Qwen3 8B" in session.title and session.examples == ()

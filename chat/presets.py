@@ -6,21 +6,11 @@ import dataclasses
 import json
 
 import hsd
-from chat.settings import Settings
+from chat.settings import NAMES, Settings
 from chat.store import Store
 
-# What a preset says of a reply; the rest stays as it is: a seed belongs to one reply, a plan to a family.
-FIELDS = (
-    "temperature",
-    "top_p",
-    "top_k",
-    "min_p",
-    "repetition_penalty",
-    "presence_penalty",
-    "frequency_penalty",
-    "max_tokens",
-    "system",
-)
+# The rest stays as it is: a seed belongs to one reply; a plan, and a switch for thinking, to a family.
+FIELDS = tuple(name for name in NAMES if name not in ("seed", "thinking", "plan"))
 
 GIVEN = {
     "Balanced": Settings(),

@@ -68,7 +68,11 @@ def begun_ids(tokenizer: Any, ids: Sequence[int], text: str) -> list[int]:
 
 
 def prompt_to_continue(
-    tokenizer: Any, messages: Sequence[Mapping[str, Any]], begun: Sequence[int], room: int
+    tokenizer: Any,
+    messages: Sequence[Mapping[str, Any]],
+    begun: Sequence[int],
+    room: int,
+    variables: Mapping[str, Any],
 ) -> tuple[list[int], int]:
     """Token ids of a conversation with the beginning of its reply, and how many old turns were left out.
 
@@ -76,20 +80,21 @@ def prompt_to_continue(
 
     Args:
         room: tokens that the whole may have, where old turns may be left out for it; 0 where they may not.
+        variables: of the chat template.
     """
     turns, dropped = list(messages), 0
-    ids = [*_opening(tokenizer, turns), *begun]
+    ids = [*_opening(tokenizer, turns, variables), *begun]
     while room and len(ids) > room and (shorter := _without_oldest_turn(turns)):
         turns, dropped = shorter, dropped + 1
-        ids = [*_opening(tokenizer, turns), *begun]
+        ids = [*_opening(tokenizer, turns, variables), *begun]
     return ids, dropped
 
 
-def _opening(tokenizer: Any, messages: Sequence[Mapping[str, Any]]) -> list[int]:
+def _opening(tokenizer: Any, messages: Sequence[Mapping[str, Any]], variables: Mapping[str, Any]) -> list[int]:
     plain = [{"role": m["role"], "content": m["content"]} for m in messages]
     if tokenizer.chat_template is None:
         return list(tokenizer.encode("\n".join(m["content"] for m in plain), add_special_tokens=True))
-    text = tokenizer.apply_chat_template(plain, tokenize=False, add_generation_prompt=True)
+    text = tokenizer.apply_chat_template(plain, tokenize=False, add_generation_prompt=True, **variables)
     return list(tokenizer.encode(text, add_special_tokens=False))
 
 

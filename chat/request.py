@@ -91,7 +91,9 @@ class Request:
         self.provenance = (self.provenance + [UNKNOWN] * self.before)[: self.before]
         context = engine.info.context
         room = context - min(self.params.max_tokens, context // 4) if self.may_drop else 0
-        ids, dropped = prompt_to_continue(engine.tokenizer, self.messages, begun, room)
+        switched = engine.info.thinking and self.params.thinking is not None
+        variables = {"enable_thinking": self.params.thinking} if switched else {}
+        ids, dropped = prompt_to_continue(engine.tokenizer, self.messages, begun, room, variables)
         self.dropped_turns += dropped
         return ids
 

@@ -267,11 +267,13 @@ class Session(Choosing):
 
     def resume(self, message_id: str, settings: Settings) -> None:
         """Let a reply that was cut off go on where it ended. Raises HsdError where there is nothing to go on from."""
-        params = settings.params()
         self._check_plan(settings.plan)
         with self._sending:
             message = self._expect(message_id, "assistant")
             self._check_free(message.conversation_id)
+            # Whether it thinks was settled by what stands before its first word.
+            settings = dataclasses.replace(settings, thinking=Settings.from_dict(message.params or {}).thinking)
+            params = settings.params()
             conversation = self.conversation(message.conversation_id)
             last = conversation is not None and conversation.leaf_id == message_id
             if not last or not message.text or message.state == "running":

@@ -12,7 +12,10 @@ import hsd
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What a reply is asked for, as the page shows it. `seed` None draws a new one; `plan` is "auto" or a plan."""
+    """What a reply is asked for, as the page shows it.
+
+    `seed` None draws a new one; `plan` is "auto" or a plan; `thinking` None is the default of the family's template.
+    """
 
     temperature: float = 0.7
     top_p: float = 1.0
@@ -23,25 +26,19 @@ class Settings:
     frequency_penalty: float = 0.0
     max_tokens: int = 512
     seed: int | None = None
+    thinking: bool | None = None
     system: str = ""
     plan: str = "auto"
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Settings:
         """Settings from stored values; what this version does not know is left out."""
-        known = {f.name for f in dataclasses.fields(cls)}
-        return cls(**{name: value for name, value in values.items() if name in known})
+        return cls(**{name: value for name, value in values.items() if name in NAMES})
 
     def params(self) -> hsd.SamplingParams:
         """The sampling settings. Raises ConfigError for an impossible one."""
-        return hsd.SamplingParams(
-            temperature=self.temperature,
-            top_p=self.top_p,
-            top_k=self.top_k,
-            min_p=self.min_p,
-            repetition_penalty=self.repetition_penalty,
-            presence_penalty=self.presence_penalty,
-            frequency_penalty=self.frequency_penalty,
-            max_tokens=self.max_tokens,
-            seed=self.seed,
-        )
+        return hsd.SamplingParams(**{name: getattr(self, name) for name in NAMES if name not in ("system", "plan")})
+
+
+NAMES = tuple(field.name for field in dataclasses.fields(Settings))
+"""All settings, in the order in which the page shows them."""

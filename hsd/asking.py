@@ -66,7 +66,7 @@ def ask(
         raise ConfigError(f"verification={verification!r} is not known.", "Use 'block' or 'token'.")
     if plan != "auto":
         plan = planner.checked(plan)
-    prompt, dropped = fit(messages, max_tokens=params.max_tokens)
+    prompt, dropped = fit(messages, max_tokens=params.max_tokens, thinking=params.thinking)
     return Asked(tuple(prompt), params, plan, verification, early_stop, cancel or threading.Event(), dropped)
 
 

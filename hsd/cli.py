@@ -106,6 +106,7 @@ def _print_json(value: Any) -> None:
 @click.option("--plan", default="auto", show_default=True, help="auto, or like 'lookup:2>tiny:3>large'.")
 @click.option("--max-tokens", default=512, show_default=True, help="The reply ends after this many tokens.")
 @click.option("--seed", type=int, help="Reproduces a reply on the same device and plan.")
+@click.option("--thinking/--no-thinking", default=None, help="Think first or not, where the family has the switch.")
 def generate(
     prompt: str,
     family: str,
@@ -118,12 +119,15 @@ def generate(
     plan: str,
     max_tokens: int,
     seed: int | None,
+    thinking: bool | None,
 ) -> None:
     """One reply on the terminal, streamed."""
     import hsd
 
-    params = hsd.SamplingParams(temperature=temperature, max_tokens=max_tokens, seed=seed)
+    params = hsd.SamplingParams(temperature=temperature, max_tokens=max_tokens, seed=seed, thinking=thinking)
     with _engine(family, config, data_dir, device, dtype) as engine:
+        if thinking is not None and not engine.info.thinking:
+            click.echo("Note: this family has no switch for thinking.", err=True)
         reply = None
         for event in engine.stream(prompt, params, plan=plan):
             if isinstance(event, hsd.Tokens):

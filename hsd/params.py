@@ -36,6 +36,8 @@ class SamplingParams:
         stop: the reply ends before any of these strings.
         seed: reproduces a reply on the same device and plan; None draws a new one.
         time_limit: seconds after which the reply ends with what it has; None is no limit.
+        thinking: whether the model thinks before it answers, where the family's chat template has a switch for that
+            (`FamilyInfo.thinking`); None is the template's own default.
     """
 
     temperature: float = 0.7
@@ -52,6 +54,7 @@ class SamplingParams:
     stop: tuple[str, ...] = ()
     seed: int | None = None
     time_limit: float | None = None
+    thinking: bool | None = None
 
     def __post_init__(self) -> None:
         def finite(name: str, low: float, high: float, want: str) -> None:
@@ -75,6 +78,8 @@ class SamplingParams:
             finite("time_limit", 0, math.inf, "a number of seconds, or None")
         if self.seed is not None and (isinstance(self.seed, bool) or not isinstance(self.seed, int)):
             raise _reject("seed", self.seed, "a whole number, or None")
+        if self.thinking is not None and not isinstance(self.thinking, bool):
+            raise _reject("thinking", self.thinking, "True, False, or None")
         # One string is a common way to write `stop`; iterating over its characters never is what was meant.
         stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
         if not all(isinstance(s, str) and s for s in stop):

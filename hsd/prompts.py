@@ -22,8 +22,13 @@ class Tokenizer(Protocol):
     def decode(self, token_ids: Any, skip_special_tokens: bool = ...) -> Any: ...
     def get_vocab(self) -> dict[str, int]: ...
     def apply_chat_template(
-        self, conversation: Any, tokenize: bool = ..., add_generation_prompt: bool = ...
+        self, conversation: Any, tokenize: bool = ..., add_generation_prompt: bool = ..., **variables: Any
     ) -> Any: ...
+
+
+def thinks(tokenizer: Tokenizer) -> bool:
+    """Whether the chat template takes `enable_thinking`, the name that Qwen3 and SmolLM3 gave the switch."""
+    return "enable_thinking" in str(tokenizer.chat_template)
 
 
 class Prompts:
@@ -41,6 +46,7 @@ class Prompts:
 
     def __init__(self, tokenizer: Tokenizer, vocab: int, system: str = "", remember: int = 512) -> None:
         self._tokenizer = tokenizer
+        self._thinks = thinks(tokenizer)
         self._vocab = vocab
         self._system = system
         self._remember = remember
@@ -55,11 +61,12 @@ class Prompts:
         while len(self._replies) > self._remember:
             del self._replies[next(iter(self._replies))]
 
-    def build(self, messages: Sequence[Message]) -> list[int]:
+    def build(self, messages: Sequence[Message], thinking: bool | None = None) -> list[int]:
         """Token ids of a conversation, up to where the assistant's reply begins.
 
         Args:
             messages: role and content each; an assistant's may carry the "token_ids" it was generated as.
+            thinking: see `SamplingParams`.
 
         Raises:
             PromptError: no text in it, a malformed message, or the chat template refuses it.
@@ -69,10 +76,11 @@ class Prompts:
             return self._encode("\n".join(m["content"] for m in messages), add_special_tokens=True)
         if self._system and messages[0]["role"] != "system":
             messages = [{"role": "system", "content": self._system}, *messages]
-        text = self._render(messages, True)
-        return self._splice(text, messages)
+        return self._splice(self._render(messages, thinking), messages, thinking)
 
-    def fit(self, prompt: Prompt, context: int, max_tokens: int, drop: bool) -> tuple[list[int], int]:
+    def fit(
+        self, prompt: Prompt, context: int, max_tokens: int, drop: bool, thinking: bool | None = None
+    ) -> tuple[list[int], int]:
         """Token ids of what is asked, and how many of the oldest turns were left out to make it fit.
 
         Args:
@@ -81,6 +89,7 @@ class Prompts:
             max_tokens: wanted for the reply; turns are dropped where it does not leave room for this many, or for a
                 quarter of the context if that is less, and then down to half the context.
             drop: leave the oldest turns out instead of refusing.
+            thinking: see `SamplingParams`; token ids are taken as they are.
 
         Raises:
             PromptError: nothing is asked, an id is out of range, or it does not fit.
@@ -94,16 +103,16 @@ class Prompts:
             ids = list(prompt)  # type: ignore[arg-type]
         else:
             turns: list[Any] = list(prompt)
-            ids = self.build(turns)
+            ids = self.build(turns, thinking)
             if drop and len(ids) > context - min(max_tokens, context // 4):
                 # Half the context at once: dropping just enough would read everything anew in every later turn. Halving
                 # the search, because every look at a size tokenizes all that is left.
                 rests = [turns]
                 while shorter := _without_oldest_turn(rests[-1]):
                     rests.append(shorter)
-                fits = bisect_left(rests, True, key=lambda rest: self._size(rest) <= context // 2)
+                fits = bisect_left(rests, True, key=lambda rest: self._size(rest, thinking) <= context // 2)
                 dropped = min(fits, len(rests) - 1)
-                ids = self.build(rests[dropped])
+                ids = self.build(rests[dropped], thinking)
         if not ids:
             raise PromptError("The prompt is empty.", "Write something first.")
         if len(ids) >= context:
@@ -116,25 +125,28 @@ class Prompts:
             raise PromptError(f"The prompt holds token id {wrong}.", f"The vocabulary has ids 0 to {self._vocab - 1}.")
         return ids, dropped
 
-    def _size(self, messages: Sequence[Message]) -> int:
+    def _size(self, messages: Sequence[Message], thinking: bool | None) -> int:
         """Tokens of a conversation, about: by its text, without looking for known replies in it."""
-        return len(self._encode(self._render(messages, True), add_special_tokens=False))
+        return len(self._encode(self._render(messages, thinking), add_special_tokens=False))
 
-    def _splice(self, text: str, messages: Sequence[Message]) -> list[int]:
+    def _splice(self, text: str, messages: Sequence[Message], thinking: bool | None) -> list[int]:
         """Tokenizes the rendered text, with the remembered ids in the place of the replies that stand in it verbatim.
 
         Where a template leaves part of a reply out (the thinking of earlier turns), its text is tokenized anew, and
         reading restarts there.
         """
+        # What stands before a reply that is to come without thinking may be left out where the reply is an earlier one.
+        ways = dict.fromkeys((thinking, True, False)) if self._thinks else (None,)
         ids: list[int] = []
         done = 0
         for at, message in enumerate(messages):
             known = self._ids_of(message) if message["role"] == "assistant" else None
             if not known:
                 continue
-            before = self._render(messages[:at], True)
-            begin = len(before)
-            if begin < done or not text.startswith(before) or not text.startswith(message["content"], begin):
+            befores = (self._render(messages[:at], way) for way in ways)
+            begins = (len(b) for b in befores if text.startswith(b) and text.startswith(message["content"], len(b)))
+            begin = next(begins, -1)
+            if begin < done:
                 continue
             ids += self._encode(text[done:begin], add_special_tokens=False)
             ids += known
@@ -154,10 +166,12 @@ class Prompts:
             ids.pop()
         return ids
 
-    def _render(self, messages: Sequence[Message], reply_follows: bool) -> str:
+    def _render(self, messages: Sequence[Message], thinking: bool | None) -> str:
+        """The conversation as text, up to where the assistant's reply begins."""
         plain = [{"role": m["role"], "content": m["content"]} for m in messages]
+        switch = {"enable_thinking": thinking} if self._thinks and thinking is not None else {}
         try:
-            return self._tokenizer.apply_chat_template(plain, tokenize=False, add_generation_prompt=reply_follows)
+            return self._tokenizer.apply_chat_template(plain, tokenize=False, add_generation_prompt=True, **switch)
         except Exception as error:  # templates are programs that come with models: they may raise anything
             said = (str(error).strip() or repr(error)).splitlines()[0]
             raise PromptError(

@@ -328,6 +328,7 @@ class FamilyInfo:
         dropped: drafts that were left out.
         notes: sentences a person should know (a target that runs plainly, for example).
         memory: what its weights take, measured, and its caches at the full context; None for models of a program.
+        thinking: whether its chat template takes `SamplingParams.thinking`.
     """
 
     name: str
@@ -340,3 +341,4 @@ class FamilyInfo:
     dropped: tuple[Dropped, ...] = ()
     notes: tuple[str, ...] = ()
     memory: MemoryFit | None = None
+    thinking: bool = False

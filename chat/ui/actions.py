@@ -13,7 +13,7 @@ from chat import presets
 from chat.library import TEMPORARY
 from chat.records import Message
 from chat.session import Session
-from chat.settings import Settings
+from chat.settings import NAMES, Settings
 from chat.ui import reply, settings
 from chat.ui.history import SHOWN
 from chat.ui.levels import looks
@@ -106,7 +106,7 @@ class Actions:
             self._on_entry(tab, str(data.get("action")), identifier, str(data.get("title", "")))
         except hsd.HsdError as error:
             tab.problem = str(error)
-        return self._settings_of(tab) if tab.open != before else [gr.skip()] * len(settings.NAMES)
+        return self._settings_of(tab) if tab.open != before else self._unchanged()
 
     def _on_entry(self, tab: Tab, action: str, identifier: str, title: str) -> None:
         if action == "open":
@@ -141,7 +141,7 @@ class Actions:
         return self._settings_of(tab)
 
     def _unchanged(self) -> list[Any]:
-        return [gr.skip()] * len(settings.NAMES)
+        return [gr.skip()] * len(NAMES)
 
     def _family(self, tab: Tab, name: str) -> list[Any]:
         try:
@@ -150,7 +150,7 @@ class Actions:
             tab.problem = str(error)
             return self._unchanged()
         # A plan names levels, which are others in another family.
-        return [self.session.default_plan if name == "plan" else gr.skip() for name in settings.NAMES]
+        return [self.session.default_plan if name == "plan" else gr.skip() for name in NAMES]
 
     def preset(self, name: str | None, request: gr.Request, *values: Any) -> list[Any]:
         """Settings of a preset; a name that is new is only being typed."""

@@ -2,25 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import gradio as gr
 
-from chat.settings import Settings
+from chat.settings import NAMES, Settings
 
-NAMES = (
-    "temperature",
-    "top_p",
-    "top_k",
-    "min_p",
-    "repetition_penalty",
-    "presence_penalty",
-    "frequency_penalty",
-    "max_tokens",
-    "seed",
-    "system",
-    "plan",
-)
+_THINKING: dict[bool | None, str] = {None: "model", True: "on", False: "off"}
 
 
 def build(plan: str, names: list[str]) -> dict[str, Any]:
@@ -38,20 +27,41 @@ def build(plan: str, names: list[str]) -> dict[str, Any]:
         with gr.Row(elem_id="preset-buttons"):
             keep = gr.Button("Keep", size="sm", elem_id="preset-keep")
             forget = gr.Button("Forget", size="sm", elem_id="preset-forget")
-        fields = [
-            gr.Slider(0, 2, start.temperature, step=0.05, label="Temperature", info="0 takes the likeliest token"),
-            gr.Slider(0.05, 1, start.top_p, step=0.01, label="Top-p", info="1 keeps every token"),
-            gr.Number(start.top_k, precision=0, minimum=0, label="Top-k", info="0 keeps every token"),
-            gr.Slider(0, 0.5, start.min_p, step=0.01, label="Min-p", info="0 keeps every token"),
-            gr.Slider(1, 2, start.repetition_penalty, step=0.01, label="Repetition penalty", info="1 is none"),
-            gr.Slider(-2, 2, start.presence_penalty, step=0.05, label="Presence penalty", info="0 is none"),
-            gr.Slider(-2, 2, start.frequency_penalty, step=0.05, label="Frequency penalty", info="0 is none"),
-            gr.Number(start.max_tokens, precision=0, minimum=1, label="Longest reply", info="tokens"),
-            gr.Textbox(label="Seed", placeholder="a new one each time", info="a whole number repeats a reply"),
-            gr.Textbox(label="System prompt", lines=3, max_lines=8),
-            gr.Textbox(start.plan, label="Plan", info="auto, or levels like lookup:2>tiny:3>big"),
-        ]
-    return {"settings": fields, "preset": preset, "preset_keep": keep, "preset_forget": forget}
+        fields = {
+            "temperature": gr.Slider(
+                0, 2, start.temperature, step=0.05, label="Temperature", info="0 takes the likeliest token"
+            ),
+            "top_p": gr.Slider(0.05, 1, start.top_p, step=0.01, label="Top-p", info="1 keeps every token"),
+            "top_k": gr.Number(start.top_k, precision=0, minimum=0, label="Top-k", info="0 keeps every token"),
+            "min_p": gr.Slider(0, 0.5, start.min_p, step=0.01, label="Min-p", info="0 keeps every token"),
+            "repetition_penalty": gr.Slider(
+                1, 2, start.repetition_penalty, step=0.01, label="Repetition penalty", info="1 is none"
+            ),
+            "presence_penalty": gr.Slider(
+                -2, 2, start.presence_penalty, step=0.05, label="Presence penalty", info="0 is none"
+            ),
+            "frequency_penalty": gr.Slider(
+                -2, 2, start.frequency_penalty, step=0.05, label="Frequency penalty", info="0 is none"
+            ),
+            "max_tokens": gr.Number(start.max_tokens, precision=0, minimum=1, label="Longest reply", info="tokens"),
+            "seed": gr.Textbox(label="Seed", placeholder="a new one each time", info="a whole number repeats a reply"),
+            "thinking": gr.Radio(
+                [("As the model does", _THINKING[None]), ("On", _THINKING[True]), ("Off", _THINKING[False])],
+                value=_THINKING[start.thinking],
+                label="Thinking",
+                info="before it answers",
+                visible=False,
+                elem_id="thinking",
+            ),
+            "system": gr.Textbox(label="System prompt", lines=3, max_lines=8),
+            "plan": gr.Textbox(start.plan, label="Plan", info="auto, or levels like lookup:2>tiny:3>big"),
+        }
+    return {
+        "settings": [fields[name] for name in NAMES],
+        "preset": preset,
+        "preset_keep": keep,
+        "preset_forget": forget,
+    }
 
 
 def read(*values: Any) -> Settings:
@@ -60,13 +70,14 @@ def read(*values: Any) -> Settings:
     kept = {name: value for name, value in given.items() if value is not None}
     seed = str(kept.pop("seed", "") or "").strip()
     kept["seed"] = (int(seed) if seed.lstrip("-").isdecimal() else seed) if seed else None
+    kept["thinking"] = {"on": True, "off": False}.get(str(given["thinking"]))
     kept["plan"] = str(kept.get("plan", "")).strip() or "auto"
     return Settings(**kept)
 
 
 def show(settings: Settings) -> list[Any]:
     """Values for the components."""
-    values = [getattr(settings, name) for name in NAMES]
-    seed = NAMES.index("seed")
-    values[seed] = "" if values[seed] is None else str(values[seed])
-    return values
+    shown = dataclasses.asdict(settings)
+    shown["seed"] = "" if settings.seed is None else str(settings.seed)
+    shown["thinking"] = _THINKING[settings.thinking]
+    return [shown[name] for name in NAMES]

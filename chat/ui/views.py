@@ -9,8 +9,8 @@ import gradio as gr
 import hsd
 from chat.race import place
 from chat.session import Session
-from chat.settings import Settings
-from chat.ui import plan, race, settings
+from chat.settings import NAMES, Settings
+from chat.ui import plan, race
 from chat.ui.levels import looks
 from chat.ui.tabs import Tab, Tabs
 from chat.ui.text import escape
@@ -48,7 +48,7 @@ def build(clicks: str) -> dict[str, Any]:
 def wire(page: gr.Blocks, session: Session, tabs: Tabs, ui: dict[str, Any], quiet: dict[str, Any]) -> None:
     """Connect them: links in the engine column and under replies open them, their own buttons do the rest."""
     do = Views(session, tabs)
-    field = ui["settings"][settings.NAMES.index("plan")]
+    field = ui["settings"][NAMES.index("plan")]
     page.load(do.enter, [ui["view"]], None, js=FROM_ADDRESS, **quiet)
     ui["view"].change(None, [ui["view"]], None, js=TO_ADDRESS)
     for source in ("engine", "history", "plan_top", "plan_rest", "race"):

@@ -12,6 +12,7 @@ import gradio as gr
 
 import hsd
 from chat.session import Live, Session
+from chat.settings import NAMES
 from chat.ui import engine, history, listing, picker
 from chat.ui.levels import looks
 from chat.ui.tabs import Tab
@@ -63,6 +64,11 @@ def parts(session: Session, ui: dict[str, Any]) -> list[Part]:
         Part(ui["message"], lambda tab: session.live(tab.open) is not None, lambda tab: _buttons(session, tab)),
         Part(ui["engine"], lambda tab: (engine_key(tab), tab.open), lambda tab: _engine(session, tab)),
         Part(ui["current"], lambda tab: tab.open, lambda tab: tab.open or "new"),
+        Part(
+            ui["settings"][NAMES.index("thinking")],
+            lambda _: _thinks(session),
+            lambda _: gr.update(visible=_thinks(session)),
+        ),
     ]
 
 
@@ -128,6 +134,11 @@ def _streaming(session: Session, tab: Tab) -> bool:
     """A reply whose turn has begun: its text changes, the turns before it do not."""
     live = session.live(tab.open)
     return live is not None and live.started
+
+
+def _thinks(session: Session) -> bool:
+    info = session.engine.info
+    return info is not None and info.thinking
 
 
 def _looks(session: Session) -> dict[str, str]:

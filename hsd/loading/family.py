@@ -9,7 +9,7 @@ from typing import Any
 from hsd.config import Family, ModelSpec
 from hsd.errors import ConfigError, LoadError
 from hsd.memory import MemoryFit
-from hsd.prompts import Tokenizer
+from hsd.prompts import Tokenizer, thinks
 from hsd.runtime import LanguageModel, wrap
 from hsd.types import LOOKUP, Dropped, FamilyInfo, check_name
 
@@ -74,6 +74,7 @@ class Loaded:
             dropped=self.dropped,
             notes=(*self.notes, *notes),
             memory=self.memory,
+            thinking=thinks(self.tokenizer),
         )
 
 

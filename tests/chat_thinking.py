@@ -1,0 +1,32 @@
+"""A family whose chat template has a switch for thinking, as Qwen3's has: built-in weights under another template."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from hsd.config import ModelSpec
+from hsd.loading.cache import local_folder
+
+EMPTY = "<think>\n\n</think>\n\n"
+"""What the template writes before a reply that is to come without thinking, and leaves out of earlier turns."""
+
+TEMPLATE = (
+    "{{ '<|bos|>' }}{% for message in messages %}{% set content = message['content'] %}"
+    "{% if message['role'] == 'assistant' %}{% set content = content.split('</think>')[-1].lstrip() %}{% endif %}"
+    "{{ '<|' + message['role'] + '|>' + content + '<|end|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>' }}"
+    "{% if enable_thinking is defined and enable_thinking is false %}{{ '<think>\\n\\n</think>\\n\\n' }}{% endif %}"
+    "{% endif %}"
+)
+
+
+def write(folder: Path) -> str:
+    """Puts the family "switch" into `folder`/models.yaml, its models beside it; what `--family` takes for it."""
+    names = ("tiny", "small")
+    for name in names:
+        shutil.copytree(local_folder(ModelSpec(name, f"builtin:{name}")), folder / name)
+        (folder / name / "chat_template.jinja").write_text(TEMPLATE, encoding="utf-8")
+    models = ", ".join(f'{name}: {{path: "{folder / name}"}}' for name in names)
+    (folder / "models.yaml").write_text(f"families:\n  switch:\n    models: {{{models}}}\n    context: 512\n")
+    return f"{folder / 'models.yaml'}#switch"

@@ -31,7 +31,12 @@ SHAPES: dict[str, Shape] = {
 
 
 LADDERS: dict[str, dict[str, Shape]] = {
-    "cpu": SHAPES,
+    "cpu": {
+        "tiny": Shape(width=128, layers=1, inner=384),  # 0.74M
+        "small": Shape(width=192, layers=4, inner=512),  # 2.56M
+        "medium": Shape(width=320, layers=6, inner=704),  # 7.83M
+        "large": Shape(width=640, layers=6, inner=1664, head_width=128),  # 31.6M, the target
+    },
     "gpu": {
         "tiny": Shape(width=128, layers=1, inner=384),  # 0.74M
         "small": Shape(width=192, layers=4, inner=512),  # 2.56M

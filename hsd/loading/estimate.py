@@ -202,9 +202,15 @@ def _computes_in(shape: Shape, spec: ModelSpec, place: Place, dtype: str | None)
     name = dtype or spec.dtype
     if name in _SIZES:
         return name
-    if place.kind == "cpu" and (not place.bf16 or shape.parameters < _SMALL):
+    if place.kind == "cpu" and (not place.bf16 or (shape.parameters < _SMALL and not _native_possible())):
         return "float32"
     return "bfloat16"
+
+
+def _native_possible() -> bool:
+    from hsd.runtime.upgrades import native_possible  # imports torch
+
+    return native_possible()
 
 
 def _least_valuable(specs: Sequence[ModelSpec], target: str, now: tuple[list[ModelMemory], float]) -> str:

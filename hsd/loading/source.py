@@ -16,6 +16,7 @@ from hsd.loading.explain import readable
 from hsd.loading.hub import fetch
 from hsd.loading.place import fast_bf16
 from hsd.prompts import Tokenizer
+from hsd.runtime.upgrades import native_possible
 
 _SMALL = 8_000_000
 """Parameters below which a model computes in float32 on a CPU: its step is overhead, and bf16 adds conversions."""
@@ -124,8 +125,11 @@ def held_bytes(model: Any) -> int:
 
 
 def cpu_dtype(parameters: int) -> torch.dtype:
-    """What a model of this size computes in on this CPU when nobody said."""
-    return torch.bfloat16 if fast_bf16() and parameters >= _SMALL else torch.float32
+    """What a model of this size computes in on this CPU when nobody said.
+
+    torch's bfloat16 kernels cost a small model more than they save; steps of our own do not.
+    """
+    return torch.bfloat16 if fast_bf16() and (parameters >= _SMALL or native_possible()) else torch.float32
 
 
 def _dtype(spec: ModelSpec, device: str, override: str | None) -> Any:

@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 
+from hsd.runtime import native
 from hsd.runtime.compiled import GRAPHS, WORK, Artifacts, write
 from hsd.runtime.fused import export_kernel
 from hsd.runtime.step import Shape, StepGraph
@@ -151,11 +152,15 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 def build(stored: dict[str, Any], out: Path, name: str) -> None:
     """Compiles one function; the file appears whole or not at all."""
-    part = out.with_name(f"{out.stem}-{os.getpid()}.part.pt2")
+    part = out.with_name(f"{out.stem}-{os.getpid()}.part{out.suffix}")
 
     def package(settings: dict[str, object]) -> None:
         torch._inductor.aoti_compile_and_package(exported, package_path=str(part), inductor_configs=settings)
 
+    if "native" in stored:
+        native.compile_to(part, compiler() or "g++")
+        part.replace(out)
+        return
     with torch.no_grad():
         if "vocab" in stored:
             exported = export_kernel(name, stored["vocab"])
@@ -211,7 +216,7 @@ def main(spec: Path, folder: Path, names: Sequence[str]) -> None:
     """Compiles all of them; one that fails leaves its reason and does not keep the others from being made."""
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "0")) or torch.get_num_threads())
     stored = torch.load(spec, weights_only=True)
-    part = Artifacts(folder, names)
+    part = Artifacts(folder, names, stored.get("native", ".pt2"))
     for name in names:
         try:
             build(stored, part.path(name), name)

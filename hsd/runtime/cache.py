@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,6 +24,7 @@ class LeanCache:
         self.keys = [like.new_empty((0, heads, head_dim)) for _ in range(layers)]
         self.values = [like.new_empty((0, heads, head_dim)) for _ in range(layers)]
         self.length = 0
+        self._addresses: Any = None
 
     @property
     def capacity(self) -> int:
@@ -54,10 +57,18 @@ class LeanCache:
         for new, old in zip((*keys, *values), (*self.keys, *self.values), strict=True):
             new[: self.length].copy_(old[: self.length])
         self.keys, self.values = list(keys), list(values)
+        self._addresses = None
 
     def leave(self) -> None:
         """Goes on in tensors of its own, just large enough: those it lies in belong to somebody else."""
         self.move(*_empty(self, self.length))
+
+    def addresses(self) -> Any:
+        """Where they lie, as a C array of pointers: keys of every layer, then values of every layer."""
+        if self._addresses is None:
+            held = [t.data_ptr() for t in (*self.keys, *self.values)]
+            self._addresses = (ctypes.c_void_p * len(held))(*held)
+        return self._addresses
 
     def views(self, end: int) -> list[Tensor]:
         """The first `end` positions: keys of every layer, then values of every layer."""

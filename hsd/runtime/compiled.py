@@ -1,8 +1,9 @@
 """Compiled steps on a CPU: found on disk, attached to a model, and used at the widths where they measure faster.
 
-A compiled step is a shared library that torch's ahead-of-time compiler made of `StepGraph` with the weights folded in
-and packed for the processor. One is made for a width of 1, one for widths 2 to 16. They belong to exactly these
-weights, this processor, this torch and this number of threads; all of that is in the name of their folder.
+`CompiledSteps` are what torch's ahead-of-time compiler makes of `StepGraph`, with the weights folded in and packed for
+the processor, as a shared library: one for a width of 1, one for widths 2 to 16. They belong to exactly these weights,
+this processor, this torch and this number of threads; all of that is in the name of their folder. Where
+`hsd.runtime.native` can compute a model, that is faster.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import os
 import platform
 import shutil
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -51,15 +52,17 @@ class Artifacts:
     Args:
         folder: where they are kept; its name says what they are valid for.
         names: of the functions.
+        suffix: of their files.
     """
 
-    def __init__(self, folder: Path, names: Iterable[str]) -> None:
+    def __init__(self, folder: Path, names: Iterable[str], suffix: str = ".pt2") -> None:
         self.folder = folder
         self.names = tuple(names)
+        self.suffix = suffix
 
     def path(self, name: str) -> Path:
         """Where a compiled function lies or will lie."""
-        return self.folder / f"{name}.pt2"
+        return self.folder / f"{name}{self.suffix}"
 
     def failure(self, name: str) -> Path:
         """Where it is written why one could not be made; it is not tried again."""
@@ -93,25 +96,31 @@ class Artifacts:
         raise NotImplementedError
 
 
-class CompiledSteps(Artifacts):
-    """The compiled steps of one model.
+class Steps(Artifacts):
+    """Compiled steps of one model: loaded, compared with eager passes, and used where they are faster.
 
     Args:
         model: a lean model on the CPU with plain matrices.
-        root: folder for the compiled steps of all models.
+        folder: where they are kept.
+        graphs: name of a function -> the widths that it serves, first and last.
+        note: the file in the folder that remembers how they compared.
     """
 
-    def __init__(self, model: LeanModel, root: Path) -> None:
-        tensors = model.weights.tensors()
-        assert tensors is not None, "see `refusal`"
-        super().__init__(root / f"{model.name}-{_fingerprint(model, tensors)}", GRAPHS)
+    means = ""
+    """What they are, in a word: part of what measured costs are valid for."""
+
+    def __init__(
+        self, model: LeanModel, folder: Path, graphs: Mapping[str, tuple[int, int]], note: str, suffix: str
+    ) -> None:
+        super().__init__(folder, graphs, suffix)
         self.model = model
-        self.tensors = tensors
+        self._graphs = dict(graphs)
+        self._note = folder / note
         self._loaded: dict[str, FastStep] = {}
 
-    def spec(self) -> dict[str, Any]:
-        """See `Artifacts.spec`."""
-        return {"shape": asdict(self.model.shape), "context": self.model.context, "tensors": self.tensors}
+    def load(self, name: str) -> FastStep:
+        """The step that lies on disk under this name."""
+        raise NotImplementedError
 
     def fresh(self) -> bool:
         """Whether some are on disk that this model does not use yet."""
@@ -130,9 +139,9 @@ class CompiledSteps(Artifacts):
         for graph in self.found():
             if graph in self._loaded:
                 continue
-            widths = GRAPHS[graph]
+            widths = self._graphs[graph]
             try:
-                runner = _load(self.path(graph), self.model)
+                runner = self.load(graph)
                 if widths[1] not in times:
                     _check(self.model, runner, widths)
             except Exception as error:
@@ -147,7 +156,7 @@ class CompiledSteps(Artifacts):
     def _times(self) -> dict[int, tuple[float, float]]:
         """Eager and compiled milliseconds by width, as far as they were compared before."""
         try:
-            stored = json.loads((self.folder / _NOTE).read_text(encoding="utf-8"))
+            stored = json.loads(self._note.read_text(encoding="utf-8"))
             return {int(width): (float(eager), float(compiled)) for width, (eager, compiled) in stored.items()}
         except (OSError, ValueError, TypeError, AttributeError):
             return {}
@@ -157,15 +166,40 @@ class CompiledSteps(Artifacts):
         times = self._times()
         steps: dict[int, FastStep] = {}
         for graph, runner in self._loaded.items():
-            first, last = GRAPHS[graph]
+            first, last = self._graphs[graph]
             for width in range(first, last + 1):
                 if width not in times:
                     times[width] = compare(self.model, runner, width)
                 if times[width][1] < _CLEARLY * times[width][0]:
                     steps[width] = runner
-        self.model.use(steps, "compiled" if steps else "")
+        self.model.use(steps, self.means if steps else "")
         with contextlib.suppress(OSError):
-            write(self.folder / _NOTE, json.dumps({str(w): times[w] for w in sorted(times)}))
+            write(self._note, json.dumps({str(w): times[w] for w in sorted(times)}))
+
+
+class CompiledSteps(Steps):
+    """The steps of one model as torch's ahead-of-time compiler makes them.
+
+    Args:
+        model: a model for which `refusal` gives None.
+        root: folder for the compiled steps of all models.
+    """
+
+    means = "compiled"
+
+    def __init__(self, model: LeanModel, root: Path) -> None:
+        tensors = model.weights.tensors()
+        assert tensors is not None, "see `refusal`"
+        super().__init__(model, root / f"{model.name}-{fingerprint(model, tensors)}", GRAPHS, _NOTE, ".pt2")
+        self.tensors = tensors
+
+    def spec(self) -> dict[str, Any]:
+        """See `Artifacts.spec`."""
+        return {"shape": asdict(self.model.shape), "context": self.model.context, "tensors": self.tensors}
+
+    def load(self, name: str) -> FastStep:
+        """See `Steps.load`."""
+        return _load(self.path(name), self.model)
 
 
 def refusal(model: Any) -> str | None:
@@ -260,7 +294,7 @@ def _filled(model: LeanModel, length: int, width: int) -> LeanCache:
     return cache
 
 
-def _fingerprint(model: LeanModel, tensors: dict[str, Tensor]) -> str:
+def fingerprint(model: LeanModel, tensors: dict[str, Tensor]) -> str:
     """What compiled steps are valid for."""
     digest = hashlib.blake2b(repr((model.shape, MAX_WIDTH, environment())).encode(), digest_size=12)
     for name, tensor in tensors.items():

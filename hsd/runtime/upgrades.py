@@ -7,9 +7,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from hsd.kernels import Kernels
+from hsd.runtime import native
 from hsd.runtime.base import LanguageModel
 from hsd.runtime.building import Builder, compiler
-from hsd.runtime.compiled import Artifacts, CompiledSteps, prune, refusal
+from hsd.runtime.compiled import Artifacts, CompiledSteps, Steps, prune, refusal
 from hsd.runtime.fused import CompiledKernels
 from hsd.runtime.graphs import GraphedSteps
 from hsd.runtime.lean import LeanModel
@@ -31,7 +32,7 @@ class Upgrades:
     """
 
     def __init__(self, models: Mapping[str, LanguageModel], folder: Path | None, vocab: int = 0) -> None:
-        self._steps: dict[str, CompiledSteps] = {}
+        self._steps: dict[str, Steps] = {}
         self._graphs = {n: GraphedSteps(m) for n, m in models.items() if isinstance(m, LeanModel) and _on_gpu(m)}
         for graphs in self._graphs.values():
             graphs.install()
@@ -40,11 +41,11 @@ class Upgrades:
             self.refused = dict.fromkeys(models, "compiling is switched off")
         else:
             for name, model in models.items():
-                why = refusal(model)
-                if why is None and isinstance(model, LeanModel):
-                    self._steps[name] = CompiledSteps(model, folder)
+                found = _best(model, folder)
+                if isinstance(found, Steps):
+                    self._steps[name] = found
                 else:
-                    self.refused[name] = why or ""
+                    self.refused[name] = found
             prune(folder)
         self._kernels = CompiledKernels(vocab, folder) if self._steps and folder and vocab else None
         # On a GPU the plain functions already keep everything there.
@@ -95,6 +96,22 @@ class Upgrades:
         if any(part.missing() for part in made.values()):
             return "eager steps" if compiler() else "eager steps: there is no C++ compiler"
         return "compiled steps" if self._steps else "eager steps"
+
+
+def native_possible() -> bool:
+    """Whether steps of our own can be computed here, once they are compiled."""
+    able = native.abilities().issuperset(native.NEEDED)
+    return able and os.environ.get(OFF) != "0" and compiler() is not None
+
+
+def _best(model: LanguageModel, folder: Path) -> Steps | str:
+    """Steps of our own where this processor can compute them and they have not failed, else torch's; or why neither."""
+    if isinstance(model, LeanModel) and native.refusal(model) is None:
+        steps = native.NativeSteps(model, folder)
+        if not steps.failed():
+            return steps
+    why = refusal(model)
+    return CompiledSteps(model, folder) if why is None and isinstance(model, LeanModel) else why or ""
 
 
 def _on_gpu(model: LanguageModel) -> bool:

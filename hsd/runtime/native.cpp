@@ -1,0 +1,541 @@
+// One pass of a Llama-shaped model over 1 to 16 new tokens, in bfloat16 with float32 sums, for x86-64 with AVX512-BF16.
+//
+// At batch 1 a step costs what it costs to read the weights, so everything here serves one aim: read each weight once,
+// in the order in which it lies in memory, whatever the number of tokens. A tile of the matrix unit (AMX) takes 16 rows
+// of a weight as they are, 32 columns at a time, and multiplies them with all new tokens at once; nothing is repacked.
+//
+// Layout. What belongs to the new tokens is kept feature by feature: f[feature][lane], a lane per token, 16 lanes, or 1
+// where there is but one token. Inputs of products are pairs of features: x[feature / 2][lane][2], which is what tile
+// and dot product instructions take. The root mean square norm scales a token as a whole, so products read what is not
+// yet scaled, and their results are scaled.
+//
+// Every lane is computed by the same operations in the same order whatever the number of lanes. With tiles a pass over
+// five tokens therefore gives, bit for bit, what five passes over one token give.
+
+#include <immintrin.h>
+#include <omp.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+
+typedef uint16_t bf16;
+
+extern "C" {
+// Mirrored by `hsd.runtime.native._Layer` and `_Model`. Matrices are row-major (out, in); biases may be null.
+struct Layer {
+  const bf16 *input_norm, *qkv, *qkv_bias, *q_norm, *k_norm, *out, *out_bias;
+  const bf16 *post_norm, *gate_up, *gate_up_bias, *down, *down_bias;
+};
+struct Model {
+  int64_t width, layers, heads, kv_heads, head_dim, inner, vocab, context, threads, tiles;
+  double eps;
+  const bf16 *embedding, *norm, *head, *head_bias;
+  const float *cos, *sin;  // (context, head_dim); the sine's first half carries the minus sign
+  const Layer* layer;
+};
+}
+
+namespace {
+
+constexpr int kLanes = 16;   // most tokens of a pass
+constexpr int kRows = 16;    // rows of a tile
+constexpr int kDepth = 32;   // columns of a tile
+constexpr int kTiles = 4;    // tiles of weights in flight
+constexpr int kThreads = 64; // most threads
+
+inline int64_t rounded(int64_t n) { return (n + 15) / 16 * 16; }
+
+// ---------------------------------------------------------------- products
+
+struct __attribute__((packed)) TileConfig {
+  uint8_t palette = 1, start = 0, reserved[14] = {};
+  uint16_t bytes[16] = {};
+  uint8_t rows[16] = {};
+};
+
+__attribute__((target("amx-tile"))) void configure(int lanes) {
+  TileConfig c;
+  for (int i = 0; i < 8; i++) {
+    c.rows[i] = 16;
+    c.bytes[i] = i == 4 || i == 5 ? 64 : lanes * 4;  // 0 to 3: sums; 4, 5: weights; 6: input
+  }
+  // The intrinsics do not tell every compiler that they read all of what they are pointed to.
+  __asm__ volatile("" : : "r"(&c) : "memory");
+  _tile_loadconfig(&c);
+}
+
+__attribute__((target("amx-tile"))) void release() { _tile_release(); }
+
+// Sums of `Count` blocks of 16 rows with all lanes: out[block][row][lane].
+template <int Count>
+__attribute__((target("amx-tile,amx-bf16"))) void tiled(const bf16* const* w, int64_t depth, const bf16* x, int lanes,
+                                                        float (*out)[kRows * kLanes]) {
+  const int64_t row = depth * 2, pair = (lanes == 1 ? 1 : kLanes) * 4;
+  __asm__ volatile("" : : "r"(x) : "memory");
+  _tile_zero(0);
+  if (Count > 1) _tile_zero(1);
+  if (Count > 2) _tile_zero(2);
+  if (Count > 3) _tile_zero(3);
+  for (int64_t k = 0; k < depth; k += kDepth) {
+    _tile_loadd(6, reinterpret_cast<const char*>(x) + k / 2 * pair, pair);
+    _tile_loadd(4, w[0] + k, row);
+    _tile_dpbf16ps(0, 4, 6);
+    if (Count > 1) {
+      _tile_loadd(5, w[1] + k, row);
+      _tile_dpbf16ps(1, 5, 6);
+    }
+    if (Count > 2) {
+      _tile_loadd(4, w[2] + k, row);
+      _tile_dpbf16ps(2, 4, 6);
+    }
+    if (Count > 3) {
+      _tile_loadd(5, w[3] + k, row);
+      _tile_dpbf16ps(3, 5, 6);
+    }
+  }
+  _tile_stored(0, out[0], pair);
+  if (Count > 1) _tile_stored(1, out[1], pair);
+  if (Count > 2) _tile_stored(2, out[2], pair);
+  if (Count > 3) _tile_stored(3, out[3], pair);
+}
+
+// The same without a matrix unit. Several tokens: a lane each, every weight pair handed to all of them. One token: the
+// lanes lie along the row and are added up at its end, in another order than above.
+void dotted(const bf16* w, int64_t depth, const bf16* x, int lanes, float* out) {
+  if (lanes == 1) {
+    for (int i = 0; i < kRows; i += 4) {
+      __m512 sum[4] = {_mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps()};
+      for (int64_t k = 0; k < depth; k += 32) {
+        const __m512bh v = (__m512bh)_mm512_loadu_si512(x + k);
+        for (int j = 0; j < 4; j++)
+          sum[j] = _mm512_dpbf16_ps(sum[j], (__m512bh)_mm512_loadu_si512(w + (i + j) * depth + k), v);
+      }
+      for (int j = 0; j < 4; j++) out[i + j] = _mm512_reduce_add_ps(sum[j]);
+    }
+    return;
+  }
+  for (int i = 0; i < kRows; i += 8) {
+    __m512 sum[8];
+    for (int j = 0; j < 8; j++) sum[j] = _mm512_setzero_ps();
+    for (int64_t k = 0; k < depth; k += 2) {
+      const __m512bh v = (__m512bh)_mm512_loadu_si512(x + k * kLanes);
+      for (int j = 0; j < 8; j++) {
+        int32_t both;
+        std::memcpy(&both, w + (i + j) * depth + k, 4);
+        sum[j] = _mm512_dpbf16_ps(sum[j], (__m512bh)_mm512_set1_epi32(both), v);
+      }
+    }
+    for (int j = 0; j < 8; j++) _mm512_storeu_ps(out + (i + j) * kLanes, sum[j]);
+  }
+}
+
+struct Pass {
+  const Model& m;
+  int lanes;     // new tokens
+  int stride;    // floats of a feature: 1 or 16
+  int64_t start; // tokens before them
+
+  template <int Count>
+  void blocks(const bf16* const* w, int64_t depth, const bf16* x, float (*out)[kRows * kLanes]) const {
+    if (m.tiles) {
+      tiled<Count>(w, depth, x, lanes, out);
+    } else {
+      for (int i = 0; i < Count; i++) dotted(w[i], depth, x, lanes, out[i]);
+    }
+  }
+
+  // Rows [begin, end) of `w`, 16 at a time: done(first row, sums[16][lane]).
+  template <class Done>
+  void product(const bf16* w, int64_t depth, const bf16* x, int64_t begin, int64_t end, Done done) const {
+    alignas(64) float out[kTiles][kRows * kLanes] = {};  // lanes without a token stay 0
+    int64_t n = begin;
+    for (; n + kTiles * kRows <= end; n += kTiles * kRows) {
+      const bf16* rows[kTiles];
+      for (int i = 0; i < kTiles; i++) rows[i] = w + (n + i * kRows) * depth;
+      blocks<kTiles>(rows, depth, x, out);
+      for (int i = 0; i < kTiles; i++) done(n + i * kRows, out[i]);
+    }
+    for (; n < end; n += kRows) {
+      const bf16* rows[1] = {w + n * depth};
+      blocks<1>(rows, depth, x, out);
+      done(n, out[0]);
+    }
+  }
+
+  // The same for rows of two matrices of equal shape side by side: done(first row, sums of one, sums of the other).
+  template <class Done>
+  void product_of_two(const bf16* a, const bf16* b, int64_t depth, const bf16* x, int64_t begin, int64_t end,
+                      Done done) const {
+    alignas(64) float out[kTiles][kRows * kLanes] = {};  // lanes without a token stay 0
+    int64_t n = begin;
+    for (; n + 2 * kRows <= end; n += 2 * kRows) {
+      const bf16* rows[4] = {a + n * depth, b + n * depth, a + (n + kRows) * depth, b + (n + kRows) * depth};
+      blocks<4>(rows, depth, x, out);
+      done(n, out[0], out[1]);
+      done(n + kRows, out[2], out[3]);
+    }
+    for (; n < end; n += kRows) {
+      const bf16* rows[2] = {a + n * depth, b + n * depth};
+      blocks<2>(rows, depth, x, out);
+      done(n, out[0], out[1]);
+    }
+  }
+};
+
+// ---------------------------------------------------------------- small parts
+
+inline float widened(bf16 v) {
+  const uint32_t bits = uint32_t(v) << 16;
+  float out;
+  std::memcpy(&out, &bits, 4);
+  return out;
+}
+
+inline __m512 widened16(const bf16* v) {
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)v)), 16));
+}
+
+inline __m256i narrowed(__m512 v) { return (__m256i)_mm512_cvtneps_pbh(v); }
+
+// e to the power of x, within 2e-7 of its value.
+inline __m512 exponential(__m512 x) {
+  const __m512 y = _mm512_mul_ps(x, _mm512_set1_ps(1.44269504f));
+  const __m512 whole = _mm512_roundscale_ps(y, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  const __m512 r = _mm512_sub_ps(y, whole);
+  __m512 p = _mm512_set1_ps(1.54035304e-4f);
+  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.33335581e-3f));
+  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(9.61812911e-3f));
+  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(5.55041087e-2f));
+  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(2.40226507e-1f));
+  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(6.93147181e-1f));
+  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.0f));
+  return _mm512_scalef_ps(p, whole);
+}
+
+inline __m512 gated(__m512 gate, __m512 up) {
+  const __m512 one = _mm512_set1_ps(1.0f);
+  const __m512 e = exponential(_mm512_sub_ps(_mm512_setzero_ps(), gate));
+  return _mm512_mul_ps(_mm512_div_ps(gate, _mm512_add_ps(one, e)), up);
+}
+
+// Two features of all lanes as what a product takes.
+inline void put_pair(bf16* x, int64_t feature, __m512 even, __m512 odd) {
+  const __m512i lo = _mm512_cvtepu16_epi32(narrowed(even));
+  const __m512i hi = _mm512_slli_epi32(_mm512_cvtepu16_epi32(narrowed(odd)), 16);
+  _mm512_storeu_si512(x + feature * kLanes, _mm512_or_si512(lo, hi));
+}
+
+// 16 sums of 16 lanes each.
+inline __m512 sums(const __m512* v) {
+  __m512 a[16], b[16];
+  for (int i = 0; i < 8; i++) {
+    const __m512 lo = _mm512_unpacklo_ps(v[2 * i], v[2 * i + 1]), hi = _mm512_unpackhi_ps(v[2 * i], v[2 * i + 1]);
+    a[i] = _mm512_add_ps(lo, hi);  // in every quarter: two lanes of v[2i], v[2i+1] in turn
+  }
+  for (int i = 0; i < 4; i++) {
+    const __m512 lo = _mm512_castpd_ps(_mm512_unpacklo_pd(_mm512_castps_pd(a[2 * i]), _mm512_castps_pd(a[2 * i + 1])));
+    const __m512 hi = _mm512_castpd_ps(_mm512_unpackhi_pd(_mm512_castps_pd(a[2 * i]), _mm512_castps_pd(a[2 * i + 1])));
+    b[i] = _mm512_add_ps(lo, hi);  // in every quarter: one sum of each of v[4i] … v[4i+3]
+  }
+  for (int i = 0; i < 2; i++) {
+    const __m512 lo = _mm512_shuffle_f32x4(b[2 * i], b[2 * i + 1], 0x88), hi = _mm512_shuffle_f32x4(b[2 * i], b[2 * i + 1], 0xdd);
+    a[i] = _mm512_add_ps(lo, hi);
+  }
+  const __m512 lo = _mm512_shuffle_f32x4(a[0], a[1], 0x88), hi = _mm512_shuffle_f32x4(a[0], a[1], 0xdd);
+  return _mm512_add_ps(lo, hi);
+}
+
+// One query over `span` positions that lie `stride` floats apart. `out` (head_dim); `scores` has room for the span.
+void attend(const float* q, const float* keys, const float* values, int64_t stride, int64_t span, int64_t size,
+            float* scores, float* out) {
+  __m512 top = _mm512_set1_ps(-INFINITY);
+  int64_t p = 0;
+  for (; p < span; p += 16) {
+    __m512 v[16];
+    const int64_t some = span - p < 16 ? span - p : 16;
+    for (int64_t i = 0; i < 16; i++) {
+      __m512 sum = _mm512_setzero_ps();
+      const float* k = keys + (p + (i < some ? i : 0)) * stride;
+      for (int64_t c = 0; c < size; c += 16) sum = _mm512_fmadd_ps(_mm512_loadu_ps(q + c), _mm512_loadu_ps(k + c), sum);
+      v[i] = sum;
+    }
+    __m512 s = sums(v);
+    if (some < 16) s = _mm512_mask_blend_ps((1 << some) - 1, _mm512_set1_ps(-INFINITY), s);
+    _mm512_storeu_ps(scores + p, s);
+    top = _mm512_max_ps(top, s);
+  }
+  const __m512 largest = _mm512_set1_ps(_mm512_reduce_max_ps(top));
+  __m512 total = _mm512_setzero_ps();
+  for (p = 0; p < span; p += 16) {
+    const int64_t some = span - p;
+    __m512 e = exponential(_mm512_sub_ps(_mm512_loadu_ps(scores + p), largest));
+    if (some < 16) e = _mm512_maskz_mov_ps((1 << some) - 1, e);
+    _mm512_storeu_ps(scores + p, e);
+    total = _mm512_add_ps(total, e);
+  }
+  const __m512 share = _mm512_set1_ps(1.0f / _mm512_reduce_add_ps(total));
+  for (int64_t c = 0; c < size; c += 64) {
+    const int64_t some = (size - c < 64 ? size - c : 64) / 16;
+    __m512 sum[4] = {_mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps()};
+    for (p = 0; p < span; p++) {
+      const __m512 weight = _mm512_set1_ps(scores[p]);
+      const float* v = values + p * stride + c;
+      for (int64_t i = 0; i < some; i++) sum[i] = _mm512_fmadd_ps(weight, _mm512_loadu_ps(v + 16 * i), sum[i]);
+    }
+    for (int64_t i = 0; i < some; i++) _mm512_storeu_ps(out + c + 16 * i, _mm512_mul_ps(sum[i], share));
+  }
+}
+
+// What threads share during a pass, cut out of one piece of memory.
+struct Scratch {
+  float *hidden, *qkv, *query, *squares, *scores;
+  bf16 *x, *attended, *inner;
+  size_t bytes;
+
+  Scratch(const Model& m, char* base) {
+    char* at = base;
+    const auto take = [&](int64_t count, size_t size) {
+      char* here = at;
+      at += (count * size + 63) / 64 * 64;
+      return here;
+    };
+    const int64_t all = (m.heads + 2 * m.kv_heads) * m.head_dim, heads = m.heads * m.head_dim;
+    hidden = (float*)take(m.width * kLanes, 4);
+    qkv = (float*)take(all * kLanes, 4);
+    query = (float*)take(heads * kLanes, 4);
+    squares = (float*)take(kThreads * kLanes, 4);
+    scores = (float*)take(kThreads * (rounded(m.context) + m.head_dim + 16), 4);
+    x = (bf16*)take(m.width * kLanes, 2);
+    attended = (bf16*)take(heads * kLanes, 2);
+    inner = (bf16*)take(m.inner * kLanes, 2);
+    bytes = at - base;
+  }
+};
+
+// Adds 16 features of a product to the residual stream, hands on what the next norm's weights make of it, and keeps
+// the sum of squares, feature by feature.
+struct Residual {
+  float* hidden;
+  bf16* x;
+  const bf16 *bias, *norm;
+  __m512 squares = _mm512_setzero_ps();
+  float square = 0;
+
+  void many(int64_t n, const float* sums) {
+    __m512 scaled[2];
+    for (int i = 0; i < kRows; i++) {
+      __m512 y = _mm512_loadu_ps(sums + i * kLanes);
+      if (bias) y = _mm512_add_ps(y, _mm512_set1_ps(widened(bias[n + i])));
+      y = _mm512_add_ps(y, _mm512_loadu_ps(hidden + (n + i) * kLanes));
+      _mm512_storeu_ps(hidden + (n + i) * kLanes, y);
+      squares = _mm512_fmadd_ps(y, y, squares);
+      scaled[i & 1] = _mm512_mul_ps(y, _mm512_set1_ps(widened(norm[n + i])));
+      if (i & 1) put_pair(x, n + i - 1, scaled[0], scaled[1]);
+    }
+  }
+
+  void one(int64_t n, const float* sums) {
+    __m512 y = _mm512_loadu_ps(sums);
+    if (bias) y = _mm512_add_ps(y, widened16(bias + n));
+    y = _mm512_add_ps(y, _mm512_loadu_ps(hidden + n));
+    _mm512_storeu_ps(hidden + n, y);
+    for (int i = 0; i < kRows; i++) square = std::fma(hidden[n + i], hidden[n + i], square);
+    _mm256_storeu_si256((__m256i*)(x + n), narrowed(_mm512_mul_ps(y, widened16(norm + n))));
+  }
+
+  void operator()(int64_t n, const float* sums, int stride) { stride == 1 ? one(n, sums) : many(n, sums); }
+
+  void keep(float* out, int stride) const {
+    if (stride == 1) *out = square;
+    else _mm512_storeu_ps(out, squares);
+  }
+};
+
+// A head's features of one token, perhaps normed, rotated to its position.
+void rotated(const float* from, int stride, const bf16* norm, const Model& m, int64_t place, float factor, float* out) {
+  float v[512];
+  const int64_t size = m.head_dim, half = size / 2;
+  float square = 0;
+  for (int64_t i = 0; i < size; i++) {
+    v[i] = from[i * stride];
+    square = std::fma(v[i], v[i], square);
+  }
+  if (norm) {
+    const float scale = 1.0f / std::sqrt(square / float(size) + float(m.eps));
+    for (int64_t i = 0; i < size; i++) v[i] = v[i] * scale * widened(norm[i]);
+  }
+  const float *cos = m.cos + place * size, *sin = m.sin + place * size;
+  for (int64_t i = 0; i < half; i++) {
+    out[i] = std::fma(v[i + half], sin[i], v[i] * cos[i]) * factor;
+    out[i + half] = std::fma(v[i], sin[i + half], v[i + half] * cos[i + half]) * factor;
+  }
+}
+
+struct Share {
+  int64_t begin, end;
+  // Thread `t` of `threads` takes so many of `count` things, in groups of `unit`.
+  Share(int64_t count, int64_t unit, int t, int threads)
+      : begin(count / unit * t / threads * unit), end(count / unit * (t + 1) / threads * unit) {}
+};
+
+// 1 / root mean square of every token, 16 lanes.
+__m512 scales(const Model& m, const float* squares, int threads, int stride) {
+  __m512 sum = _mm512_setzero_ps();
+  for (int t = 0; t < threads; t++) {
+    const float* of = squares + t * kLanes;
+    sum = _mm512_add_ps(sum, stride == 1 ? _mm512_set1_ps(*of) : _mm512_loadu_ps(of));
+  }
+  const __m512 mean = _mm512_add_ps(_mm512_div_ps(sum, _mm512_set1_ps(float(m.width))), _mm512_set1_ps(float(m.eps)));
+  return _mm512_div_ps(_mm512_set1_ps(1.0f), _mm512_sqrt_ps(mean));
+}
+
+// A product's sums of row i, scaled, with the bias.
+inline __m512 finished(const float* sums, int i, __m512 scale, const bf16* bias, int64_t n, int stride) {
+  if (stride == 1) {
+    const __m512 y = _mm512_mul_ps(_mm512_loadu_ps(sums), scale);
+    return bias ? _mm512_add_ps(y, widened16(bias + n)) : y;
+  }
+  const __m512 y = _mm512_mul_ps(_mm512_loadu_ps(sums + i * kLanes), scale);
+  return bias ? _mm512_add_ps(y, _mm512_set1_ps(widened(bias[n + i]))) : y;
+}
+
+void work(const Pass& pass, const Scratch& s, const int64_t* ids, float* const* cache, int last, float* logits, int t,
+          int threads) {
+  const Model& m = pass.m;
+  const int lanes = pass.lanes, stride = pass.stride, rows = stride == 1 ? 1 : kRows;
+  const int64_t size = m.head_dim, kv = m.kv_heads, row = kv * size, group = m.heads / kv;
+  const Share own(m.width, kRows, t, threads);
+  if (m.tiles) configure(lanes);
+
+  Residual begun{s.hidden, s.x, nullptr, m.layers ? m.layer[0].input_norm : m.norm};
+  for (int64_t n = own.begin; n < own.end; n += kRows) {
+    alignas(64) float embedded[kRows * kLanes] = {};
+    for (int lane = 0; lane < lanes; lane++)
+      for (int i = 0; i < kRows; i++) embedded[i * stride + lane] = widened(m.embedding[ids[lane] * m.width + n + i]);
+    std::memset(s.hidden + n * stride, 0, kRows * stride * sizeof(float));
+    begun(n, embedded, stride);
+  }
+  begun.keep(s.squares + t * kLanes, stride);
+#pragma omp barrier
+
+  for (int64_t at = 0; at < m.layers; at++) {
+    const Layer& layer = m.layer[at];
+    float *keys = cache[at], *values = cache[m.layers + at];
+    __m512 scale = scales(m, s.squares, threads, stride);
+
+    const Share part((m.heads + 2 * kv) * size, kRows, t, threads);
+    pass.product(layer.qkv, m.width, s.x, part.begin, part.end, [&](int64_t n, const float* sums) {
+      for (int i = 0; i < rows; i++)
+        _mm512_storeu_ps(s.qkv + (n + i) * stride, finished(sums, i, scale, layer.qkv_bias, n, stride));
+    });
+#pragma omp barrier
+
+    const Share turned((m.heads + 2 * kv) * lanes, 1, t, threads);
+    const float factor = 1.0f / std::sqrt(float(size));
+    for (int64_t unit = turned.begin; unit < turned.end; unit++) {
+      const int64_t head = unit / lanes, lane = unit % lanes, place = pass.start + lane;
+      const float* from = s.qkv + head * size * stride + lane;
+      if (head < m.heads) {
+        rotated(from, stride, layer.q_norm, m, place, factor, s.query + (head * lanes + lane) * size);
+      } else if (head < m.heads + kv) {
+        rotated(from, stride, layer.k_norm, m, place, 1.0f, keys + place * row + (head - m.heads) * size);
+      } else {
+        float* to = values + place * row + (head - m.heads - kv) * size;
+        for (int64_t i = 0; i < size; i++) to[i] = from[i * stride];
+      }
+    }
+#pragma omp barrier
+
+    const Share seen(m.heads * lanes, 1, t, threads);
+    float* scores = s.scores + t * (rounded(m.context) + size + 16);
+    float* result = scores + rounded(m.context) + 16;
+    for (int64_t unit = seen.begin; unit < seen.end; unit++) {
+      const int64_t head = unit / lanes, lane = unit % lanes, from = head / group * size;
+      attend(s.query + unit * size, keys + from, values + from, row, pass.start + lane + 1, size, scores, result);
+      alignas(64) bf16 rounded_out[512];
+      for (int64_t i = 0; i < size; i += 16)
+        _mm256_storeu_si256((__m256i*)(rounded_out + i), narrowed(_mm512_loadu_ps(result + i)));
+      if (stride == 1) {
+        std::memcpy(s.attended + head * size, rounded_out, size * sizeof(bf16));
+      } else {
+        uint32_t pair;
+        for (int64_t i = 0; i < size; i += 2) {
+          std::memcpy(&pair, rounded_out + i, 4);
+          std::memcpy(s.attended + (head * size + i) * kLanes + 2 * lane, &pair, 4);
+        }
+      }
+    }
+#pragma omp barrier
+
+    Residual attended{s.hidden, s.x, layer.out_bias, layer.post_norm};
+    pass.product(layer.out, m.heads * size, s.attended, own.begin, own.end,
+                 [&](int64_t n, const float* sums) { attended(n, sums, stride); });
+    attended.keep(s.squares + t * kLanes, stride);
+#pragma omp barrier
+
+    scale = scales(m, s.squares, threads, stride);
+    const Share gates(m.inner, kRows, t, threads);
+    const bf16 *gate_bias = layer.gate_up_bias, *up_bias = gate_bias ? gate_bias + m.inner : nullptr;
+    pass.product_of_two(layer.gate_up, layer.gate_up + m.inner * m.width, m.width, s.x, gates.begin, gates.end,
+                        [&](int64_t n, const float* gate, const float* up) {
+                          __m512 made[2];
+                          for (int i = 0; i < rows; i++) {
+                            made[i & 1] = gated(finished(gate, i, scale, gate_bias, n, stride),
+                                                finished(up, i, scale, up_bias, n, stride));
+                            if (i & 1) put_pair(s.inner, n + i - 1, made[0], made[1]);
+                          }
+                          if (stride == 1) _mm256_storeu_si256((__m256i*)(s.inner + n), narrowed(made[0]));
+                        });
+#pragma omp barrier
+
+    Residual grown{s.hidden, s.x, layer.down_bias, at + 1 < m.layers ? m.layer[at + 1].input_norm : m.norm};
+    pass.product(layer.down, m.inner, s.inner, own.begin, own.end,
+                 [&](int64_t n, const float* sums) { grown(n, sums, stride); });
+    grown.keep(s.squares + t * kLanes, stride);
+#pragma omp barrier
+  }
+
+  if (last > 0) {
+    const __m512 scale = scales(m, s.squares, threads, stride);
+    const Share part(m.vocab, kRows, t, threads);
+    const __m512i places = _mm512_mullo_epi32(_mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0),
+                                              _mm512_set1_epi32(kLanes));
+    pass.product(m.head, m.width, s.x, part.begin, part.end, [&](int64_t n, float* sums) {
+      for (int i = 0; i < rows; i++)
+        _mm512_storeu_ps(sums + i * stride, finished(sums, i, scale, m.head_bias, n, stride));
+      for (int lane = lanes - last; lane < lanes; lane++) {
+        float* to = logits + (lane - lanes + last) * m.vocab + n;
+        _mm512_storeu_ps(to, stride == 1 ? _mm512_loadu_ps(sums) : _mm512_i32gather_ps(places, sums + lane, 4));
+      }
+    });
+  }
+  if (m.tiles) release();
+}
+
+}  // namespace
+
+extern "C" {
+
+// Asks the system for the matrix unit; 0 if this process may use it. Linux hands out its large registers on request.
+int hsd_tiles() { return (int)syscall(SYS_arch_prctl, 0x1023 /* ARCH_REQ_XCOMP_PERM */, 18 /* tile data */); }
+
+// Bytes of scratch that a model's passes need.
+size_t hsd_scratch(const Model* m) { return Scratch(*m, nullptr).bytes; }
+
+// Reads `lanes` tokens behind `start` cached ones: writes their keys and values, (context, kv_heads, head_dim) float32
+// per layer, keys of all layers before values, and logits (last, vocab). Not 0 if an id is none of the model's.
+int hsd_step(const Model* m, const int64_t* ids, int lanes, int64_t start, float* const* cache, int last, float* logits,
+             char* scratch) {
+  for (int i = 0; i < lanes; i++)
+    if (ids[i] < 0 || ids[i] >= m->vocab) return 1;
+  const Pass pass{*m, lanes, lanes == 1 ? 1 : kLanes, start};
+  const Scratch shared(*m, scratch);
+#pragma omp parallel num_threads(int(m->threads))
+  work(pass, shared, ids, cache, last, logits, omp_get_thread_num(), omp_get_num_threads());
+  return 0;
+}
+}

@@ -67,8 +67,8 @@ class Store:
         self.db.execute("PRAGMA journal_mode = WAL")
         self.db.execute("PRAGMA synchronous = NORMAL")
         self.db.execute("PRAGMA foreign_keys = ON")
-        self._migrate()
-        with self.db.atomic():
+        with self._write():
+            self._migrate()
             self._mark_interrupted()
             self.db.execute(
                 "DELETE FROM conversations WHERE deleted IS NOT NULL AND deleted < ?",
@@ -84,10 +84,9 @@ class Store:
                 "Update this program, or start it with another --data-dir.",
             )
         for number, migration in enumerate(MIGRATIONS[version:], start=version + 1):
-            with self.db.atomic():
-                for statement in migration:
-                    self.db.execute(statement)
-                self.db.execute(f"PRAGMA user_version = {number}")
+            for statement in migration:
+                self.db.execute(statement)
+            self.db.execute(f"PRAGMA user_version = {number}")
 
     def _mark_interrupted(self) -> None:
         rows = self.db.execute("SELECT id, owner FROM messages WHERE state = 'running'").fetchall()
@@ -105,8 +104,15 @@ class Store:
 
     @contextmanager
     def _write(self) -> Iterator[Database]:
-        with self._errors(), self.db.atomic():
-            yield self.db
+        with self._errors():
+            if self.db.conn.in_transaction:
+                with self.db.atomic():
+                    yield self.db
+                return
+            # The lock first: where a transaction has read and then wants to write, SQLite waits for no other program.
+            self.db.execute("BEGIN IMMEDIATE")
+            with self.db.conn:
+                yield self.db
 
     def close(self) -> None:
         """Close the file; the object is of no use afterwards."""

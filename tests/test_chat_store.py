@@ -203,6 +203,26 @@ def test_a_locked_database_is_said_and_works_again_afterwards(tmp_path: Path, mo
     assert store.create("x")
 
 
+def test_a_moment_of_another_programs_writing_is_waited_for(tmp_path: Path, store: Store) -> None:
+    conversation = store.create("a")
+    _, reply = store.add_turn(conversation, None, "b", {})
+    writes = [
+        lambda: store.create("c"),
+        lambda: store.add_turn(conversation, reply, "d", {}),
+        lambda: store.rename(conversation, "e"),
+        lambda: Store(tmp_path / "chat.db").close(),
+    ]
+    for write in writes:
+        other = sqlite3.connect(tmp_path / "chat.db", isolation_level=None, check_same_thread=False)
+        other.execute("BEGIN IMMEDIATE")
+        release = threading.Timer(0.2, other.execute, ["ROLLBACK"])
+        release.start()
+        write()
+        release.join()
+        other.close()
+    assert [c.title for c in store.conversations()] == ["e", "c"] and len(store.messages(conversation)) == 4
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_a_read_only_database_is_said(tmp_path: Path, store: Store) -> None:
     store.close()

@@ -160,7 +160,7 @@ def engine_process(pipe: Any, folder: str) -> None:
 @contextmanager
 def serving(kind: str, folder: Path) -> Iterator[tuple[str, psutil.Process]]:
     """A server's address and its process."""
-    from test_chat_cli import free_port
+    from chat_server import free_port
 
     port = free_port()
     command = [sys.executable, str(HERE / "chat_bench.py"), "serve", kind, str(port), str(folder)]

@@ -1,4 +1,4 @@
-"""Chromium for the browser tests: Debian's, started once per module; skipped or failed where it is missing."""
+"""Chromium for the browser tests, Debian's; skipped or failed where it is missing. What people do with the page."""
 
 from __future__ import annotations
 
@@ -68,6 +68,27 @@ def send(page: Any, text: str) -> None:
     """Type a message and press Enter."""
     page.fill("#message textarea", text)
     page.press("#message textarea", "Enter")
+
+
+def ready(page: Any) -> None:
+    """Wait until the family is loaded."""
+    page.wait_for_selector(".dot.ready, .dot.failed", timeout=90_000)
+    assert page.locator(".dot.failed").count() == 0, page.inner_text("#engine")
+
+
+def ask(page: Any, *texts: str) -> None:
+    """Send messages, each after the reply to the one before it is over."""
+    for text in texts:
+        before = page.locator("#history .reply").count()
+        send(page, text)
+        page.wait_for_function(f"document.querySelectorAll('#history .reply .foot .tools').length > {before}")
+
+
+def open_settings(page: Any) -> None:
+    """Open them; the fields are made when the panel is first opened, and take their value a moment later."""
+    page.click("#settings > button")
+    page.wait_for_selector("#preset input")
+    page.wait_for_timeout(500)
 
 
 def shoot(page: Any, name: str) -> None:

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import re
-import signal
-import subprocess
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
-from chat_browser import PHONE, chromium, seen, send, shoot, shooting, stop_when_it_begins, tab, watch_running
-from test_chat_cli import serve
+from chat_browser import PHONE, ready, seen, send, shoot, shooting, stop_when_it_begins, tab, watch_running
+from chat_server import Server, serving
 
 pytestmark = pytest.mark.browser
 
@@ -19,45 +16,10 @@ LINE = re.compile(r"(\d+\.\d× estimated · |slower than plain decoding, .* · )
 QUESTION = "How do I extract a tar.gz archive?"
 
 
-class Server:
-    """`hsd chat` in its own process, over one data folder; `restart` keeps the data."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.start()
-
-    def start(self) -> None:
-        self.process, port, self.seconds = serve(folder=self.folder)
-        self.address = f"http://127.0.0.1:{port}/"
-
-    def kill(self) -> None:
-        self.process.kill()
-        self.process.wait()
-
-    def stop(self) -> None:
-        self.process.send_signal(signal.SIGINT)
-        try:
-            self.process.wait(30)
-        except subprocess.TimeoutExpired:
-            self.kill()
-
-
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    server = Server(tmp_path_factory.mktemp("data"))
-    yield server
-    server.stop()
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with chromium() as running:
-        yield running
-
-
-def ready(page: Any) -> None:
-    page.wait_for_selector(".dot.ready, .dot.failed", timeout=90_000)
-    assert page.locator(".dot.failed").count() == 0, page.inner_text("#engine")
+    with serving(tmp_path_factory.mktemp("data")) as server:
+        yield server
 
 
 def test_a_message_gets_its_reply_and_line_and_is_there_after_a_reload(browser: Any, server: Server) -> None:

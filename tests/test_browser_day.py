@@ -5,15 +5,14 @@ from __future__ import annotations
 import json
 import os
 import signal
-import sqlite3
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from chat_bench import fill
-from chat_browser import PHONE, chromium, send, shoot, tab
-from test_browser import Server, ready
+from chat_browser import PHONE, ask, open_settings, ready, shoot, tab
+from chat_server import Server, serving
 
 pytestmark = pytest.mark.browser
 
@@ -27,36 +26,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     fill(folder, LONG, "a long conversation", figures=False)
     own = 'families:\n  pair:\n    models: {tiny: {path: "builtin:tiny"}, small: {path: "builtin:small"}}\n'
     (folder / "models.yaml").write_text(own)
-    server = Server(folder)
-    yield server
-    server.kill()
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with chromium() as running:
-        yield running
-
-
-def ask(page: Any, text: str) -> None:
-    before = page.locator("#history .reply").count()
-    send(page, text)
-    page.wait_for_function(f"document.querySelectorAll('#history .reply .foot .tools').length > {before}")
-
-
-def stored(server: Server, sql: str, *values: Any) -> list[tuple[Any, ...]]:
-    db = sqlite3.connect(server.folder / "chat.db")
-    try:
-        return db.execute(sql, values).fetchall()
-    finally:
-        db.close()
-
-
-def settings(page: Any) -> None:
-    """Open them; the fields are made when the panel is first opened, and take their value a moment later."""
-    page.click("#settings > button")
-    page.wait_for_selector("#preset input")
-    page.wait_for_timeout(500)
+    with serving(folder) as server:
+        yield server
 
 
 def test_a_message_is_taken_back_and_brought_back_after_a_reload(browser: Any, server: Server) -> None:
@@ -74,8 +45,7 @@ def test_a_message_is_taken_back_and_brought_back_after_a_reload(browser: Any, s
         assert page.locator("#history .turn").count() == 2
         page.click("#history [data-action=redo]")
         page.wait_for_function("document.querySelectorAll('#history .turn').length === 4")
-        assert stored(
-            server,
+        assert server.stored(
             "SELECT count(*) FROM messages m JOIN conversations c ON c.id = m.conversation_id "
             "WHERE c.title LIKE 'What can you do%'",
         ) == [(4,)]
@@ -106,7 +76,7 @@ def test_a_dropped_text_file_becomes_part_of_the_message(browser: Any, server: S
         page.reload()
         page.wait_for_selector("#history .you")
         assert page.title() == "hsd chat" and page.locator("#history .you img").count() == 0
-        assert stored(server, "SELECT text FROM messages WHERE role = 'user' ORDER BY created DESC LIMIT 1") == [
+        assert server.stored("SELECT text FROM messages WHERE role = 'user' ORDER BY created DESC LIMIT 1") == [
             (expected,)
         ]
 
@@ -114,7 +84,7 @@ def test_a_dropped_text_file_becomes_part_of_the_message(browser: Any, server: S
 def test_presets_set_and_keep_settings(browser: Any, server: Server) -> None:
     with tab(browser, f"{server.address}#c=new") as page:
         ready(page)
-        settings(page)
+        open_settings(page)
         page.click("#preset input")
         page.get_by_role("option", name="Short answers").click()
         page.wait_for_function(
@@ -128,12 +98,12 @@ def test_presets_set_and_keep_settings(browser: Any, server: Server) -> None:
         shoot(page, "settings-light")
         page.click("#preset-keep")
         page.wait_for_timeout(600)
-        kept = json.loads(stored(server, "SELECT settings FROM presets WHERE name = 'my own'")[0][0])
+        kept = json.loads(server.stored("SELECT settings FROM presets WHERE name = 'my own'")[0][0])
         assert kept["temperature"] == 0.35 and "plain sentences" in kept["system"]
         ask(page, "What can you do?")
         page.reload()
         page.wait_for_selector("#history .reply")
-        settings(page)
+        open_settings(page)
         assert float(page.get_by_label("number input for Temperature").input_value()) == 0.35
         page.click("#preset input")
         page.get_by_role("option", name="my own").wait_for()
@@ -153,7 +123,7 @@ def test_the_picker_says_what_fits_and_another_family_is_loaded(browser: Any, se
         page.wait_for_function("document.querySelectorAll('#engine .ladder li').length === 3", timeout=60_000)
         ready(page)
         ask(page, "What can you do?")
-        last = stored(server, "SELECT stats FROM messages WHERE stats IS NOT NULL ORDER BY created DESC LIMIT 1")
+        last = server.stored("SELECT stats FROM messages WHERE stats IS NOT NULL ORDER BY created DESC LIMIT 1")
         assert json.loads(last[0][0])["plan"].endswith("small")
         page.reload()
         page.wait_for_selector("#history .reply")
@@ -168,15 +138,14 @@ def test_scrolling_up_stops_the_page_from_following_and_earlier_messages_come(br
         ready(page)
         page.click(".listing .title:has-text('a long conversation')")
         page.wait_for_selector("#history .earlier")
-        count = stored(
-            server,
+        count = server.stored(
             "SELECT count(*) FROM messages WHERE conversation_id = "
             "(SELECT id FROM conversations WHERE title = 'a long conversation')",
         )[0][0]
         assert page.inner_text("#history .earlier") == f"Show {count - 100} earlier messages"
         assert page.locator("#history .turn").count() == 100
         page.wait_for_function("innerHeight + scrollY >= document.documentElement.scrollHeight - 90")
-        settings(page)
+        open_settings(page)
         page.get_by_label("number input for Temperature").fill("2")
         page.keyboard.press("Tab")
         page.mouse.move(600, 400)
@@ -233,7 +202,7 @@ def test_chat_plan_and_settings_have_no_serious_findings_of_axe(browser: Any, se
         page.click("[data-action=provenance]")
         page.wait_for_selector(".tokens .token")
         found["chat"] = serious(page)
-        settings(page)
+        open_settings(page)
         found["settings"] = serious(page)
         shoot(page, f"settings-{scheme}")
         page.click("#engine [data-action=plan]")

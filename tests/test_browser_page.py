@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from chat_browser import PHONE, chromium, seen, send, shoot, shooting, tab, watch_running
-from test_chat_cli import free_port
+from chat_browser import PHONE, seen, send, shoot, shooting, tab, watch_running
+from chat_server import free_port
 
 pytestmark = pytest.mark.browser
 
@@ -29,12 +29,6 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     yield f"http://127.0.0.1:{port}/"
     server.kill()
     server.wait()
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with chromium() as running:
-        yield running
 
 
 def test_markdown_renders_code_copies_and_nothing_is_executed(browser: Any, address: str) -> None:

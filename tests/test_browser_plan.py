@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import sqlite3
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from chat_browser import PHONE, chromium, send, shoot, shooting, tab
-from test_browser import Server, ready
+from chat_browser import PHONE, ask, ready, shoot, shooting, tab
+from chat_server import Server, serving
 
 import hsd
 
@@ -21,22 +20,8 @@ NASTY = '"><img src=x onerror="document.title=1"><script>document.title=1</scrip
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    server = Server(tmp_path_factory.mktemp("data"))
-    yield server
-    server.kill()
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with chromium() as running:
-        yield running
-
-
-def ask(page: Any, *texts: str) -> None:
-    for text in texts:
-        before = page.locator("#history .reply").count()
-        send(page, text)
-        page.wait_for_function(f"document.querySelectorAll('#history .reply .meta').length > {before}")
+    with serving(tmp_path_factory.mktemp("data")) as server:
+        yield server
 
 
 def choose(page: Any, temperature: str = "0", plan: str = "tiny:3>large") -> None:
@@ -55,11 +40,6 @@ def pin(page: Any, plan: str) -> None:
     page.click("#pin-set")
 
 
-def stored(server: Server, sql: str) -> list[tuple[Any, ...]]:
-    with sqlite3.connect(server.folder / "chat.db") as db:
-        return db.execute(sql).fetchall()
-
-
 def open_plan(page: Any) -> None:
     page.click("#engine [data-action=plan]")
     page.wait_for_selector("#plan h1")
@@ -70,7 +50,7 @@ def test_the_plan_page_shows_what_is_measured_and_a_pin_holds(browser: Any, serv
     with tab(browser, f"{server.address}#c=new") as page:
         ready(page)
         open_plan(page)
-        nothing = stored(server, "SELECT count(*) FROM messages") == [(0,)]
+        nothing = server.stored("SELECT count(*) FROM messages") == [(0,)]
         assert ("No pair has been scored yet" in page.inner_text("#plan-top")) == nothing
         shoot(page, "plan-empty-light")
         page.click("#plan-top [data-action=chat]")
@@ -94,12 +74,10 @@ def test_the_plan_page_shows_what_is_measured_and_a_pin_holds(browser: Any, serv
         page.reload()
         # A reload opens what was open.
         page.wait_for_selector("#plan-top :text('Set by hand')")
-        assert json.loads(stored(server, "SELECT settings FROM conversations")[0][0])["plan"] == "tiny:2>large"
+        assert json.loads(server.stored("SELECT settings FROM conversations")[0][0])["plan"] == "tiny:2>large"
         page.click("#plan-top [data-action=chat]")
         ask(page, "Thanks!")
-        assert (
-            json.loads(stored(server, "SELECT stats FROM messages ORDER BY created")[-1][0])["plan"] == "tiny:2>large"
-        )
+        assert json.loads(server.stored("SELECT stats FROM messages ORDER BY created")[-1][0])["plan"] == "tiny:2>large"
         open_plan(page)
         for _ in range(5):
             # What was just scored may be rendered between pressing the button of the mouse and letting it go.
@@ -149,7 +127,7 @@ def test_a_race_is_run_replayed_and_there_after_a_reload(browser: Any, server: S
         assert "estimated" not in page.inner_text(".meta summary")
         page.click(".meta summary")
         assert "measured by decoding the same prompt plainly" in page.inner_text(".facts")
-        baseline = stored(server, "SELECT json_extract(stats, '$.baseline') FROM messages WHERE race IS NOT NULL")
+        baseline = server.stored("SELECT json_extract(stats, '$.baseline') FROM messages WHERE race IS NOT NULL")
         assert baseline == [("measured",)]
 
 
@@ -170,7 +148,7 @@ def test_a_race_is_stopped_and_leaves_the_reply_as_it_was(browser: Any, server: 
         page.wait_for_selector("#race [data-action=race-start], #race .verdict", timeout=60_000)
         if page.locator("#race .verdict").count() == 0:
             assert "estimated" in page.inner_text("#history .meta summary") or page.locator(".where").count()
-            counts = stored(server, "SELECT count(*) FROM messages WHERE race IS NOT NULL")
+            counts = server.stored("SELECT count(*) FROM messages WHERE race IS NOT NULL")
             assert counts == [(1,)]
 
 
@@ -217,7 +195,7 @@ def test_hostile_prompts_and_plans_stay_text(browser: Any, server: Server) -> No
 
 
 def test_views_fit_a_phone(browser: Any, server: Server) -> None:
-    race = stored(server, "SELECT id, conversation_id FROM messages WHERE race IS NOT NULL ORDER BY created")[0]
+    race = server.stored("SELECT id, conversation_id FROM messages WHERE race IS NOT NULL ORDER BY created")[0]
     looks = {"phone": {"viewport": PHONE}} | ({"dark": {"color_scheme": "dark"}} if shooting() else {})
     for name, options in looks.items():
         with tab(browser, server.address, **options) as page:

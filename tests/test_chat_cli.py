@@ -7,16 +7,13 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
-from urllib.request import Request, urlopen
 
 import pytest
+from chat_server import ROOT, answer, free_port, serve
 
 from chat import app
 from chat.guard import is_loopback
-
-ROOT = Path(__file__).resolve().parent.parent
 
 
 def run(*arguments: str, folder: Path, timeout: float = 60) -> subprocess.CompletedProcess:
@@ -28,12 +25,6 @@ def run(*arguments: str, folder: Path, timeout: float = 60) -> subprocess.Comple
         text=True,
         timeout=timeout,
     )
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def refused(result: subprocess.CompletedProcess, *words: str) -> None:
@@ -86,26 +77,6 @@ def test_only_this_machine_needs_no_password(host: str, local: bool) -> None:
     assert is_loopback(host) is local
     assert (app.needed_password(app.Arguments(host=host)) is None) is local
     assert app.needed_password(app.Arguments(share=True))
-
-
-def answer(port: int, path: str = "/", **headers: str) -> tuple[int, str]:
-    try:
-        with urlopen(Request(f"http://127.0.0.1:{port}{path}", headers=headers), timeout=5) as response:
-            return response.status, response.read().decode()
-    except OSError as error:
-        return getattr(error, "code", 0), ""
-
-
-def serve(*arguments: str, folder: Path) -> tuple[subprocess.Popen, int, float]:
-    """A server and its port, once it answers, with the seconds that took."""
-    port, begun = free_port(), time.monotonic()
-    command = [sys.executable, "-m", "chat", "--no-browser", "--data-dir", str(folder), "--port", str(port), *arguments]
-    server = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    while answer(port)[0] == 0:
-        assert server.poll() is None, server.stdout.read()
-        assert time.monotonic() - begun < 60
-        time.sleep(0.05)
-    return server, port, time.monotonic() - begun
 
 
 def test_the_page_is_served_before_the_engine_and_ctrl_c_ends_it(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import hsd
-from chat import tree
+from chat import plans, tree
 from chat.choosing import Choosing
 from chat.library import TEMPORARY
 from chat.prompt import make_title, messages_for_engine, newest_turns
@@ -223,8 +223,7 @@ class Session(Choosing):
         """
         if not text.strip():
             raise hsd.PromptError("The message is empty.", "Write something first.")
-        params = settings.params()
-        self._check_plan(settings.plan)
+        params = self._params(settings)
         with self._sending:
             if self.conversation(conversation_id) is None:
                 conversation_id = None
@@ -241,39 +240,38 @@ class Session(Choosing):
 
     def regenerate(self, message_id: str, settings: Settings) -> None:
         """Another reply to the same prompt, beside the one there is."""
-        params = settings.params()
-        self._check_plan(settings.plan)
+        params = self._params(settings)
         with self._sending:
             message = self._expect(message_id, "assistant")
             self._check_free(message.conversation_id)
-            reply_id = self._of(message_id).add_reply(
-                message.conversation_id, str(message.parent_id), dataclasses.asdict(settings)
-            )
+            store = self._of(message_id)
+            store.keep_settings(message.conversation_id, dataclasses.asdict(settings))
+            reply_id = store.add_reply(message.conversation_id, str(message.parent_id), dataclasses.asdict(settings))
             self._submit(message.conversation_id, reply_id, params, settings)
 
     def edit(self, message_id: str, text: str, settings: Settings) -> None:
         """Send another text in the place of an own message; what was said after the old one stays, as a branch."""
         if not text.strip():
             raise hsd.PromptError("The message is empty.", "Write something first.")
-        params = settings.params()
-        self._check_plan(settings.plan)
+        params = self._params(settings)
         with self._sending:
             message = self._expect(message_id, "user")
             self._check_free(message.conversation_id)
-            _, reply_id = self._of(message_id).add_turn(
-                message.conversation_id, message.parent_id, text, dataclasses.asdict(settings)
-            )
+            store = self._of(message_id)
+            store.keep_settings(message.conversation_id, dataclasses.asdict(settings))
+            _, reply_id = store.add_turn(message.conversation_id, message.parent_id, text, dataclasses.asdict(settings))
             self._submit(message.conversation_id, reply_id, params, settings)
 
     def resume(self, message_id: str, settings: Settings) -> None:
         """Let a reply that was cut off go on where it ended. Raises HsdError where there is nothing to go on from."""
-        self._check_plan(settings.plan)
         with self._sending:
             message = self._expect(message_id, "assistant")
             self._check_free(message.conversation_id)
-            # Whether it thinks was settled by what stands before its first word.
-            settings = dataclasses.replace(settings, thinking=Settings.from_dict(message.params or {}).thinking)
-            params = settings.params()
+            if message.params:
+                # What stands before its first word stays what it was.
+                begun = Settings.from_dict(message.params)
+                settings = dataclasses.replace(settings, system=begun.system, thinking=begun.thinking)
+            params = self._params(settings)
             conversation = self.conversation(message.conversation_id)
             last = conversation is not None and conversation.leaf_id == message_id
             if not last or not message.text or message.state == "running":
@@ -296,18 +294,10 @@ class Session(Choosing):
         if self.worker.request(conversation_id):
             raise hsd.HsdError("The last reply is still being written.", "Wait for it, or stop it first.")
 
-    def _check_plan(self, plan: str) -> None:
-        if plan == "auto":
-            return
-        names = hsd.Plan.parse(plan).names
-        info = self.engine.info
-        known = info.models if info else self.models
-        unknown = [name for name in names if known and name not in (*known, "lookup")]
-        if unknown:
-            raise hsd.ConfigError(
-                f"The plan '{plan}' names '{unknown[0]}', which this family does not have.",
-                f"Known levels: lookup, {', '.join(known)}.",
-            )
+    def _params(self, settings: Settings) -> hsd.SamplingParams:
+        """The sampling settings. Raises ConfigError: one is impossible, or the plan is none of this family."""
+        plans.checked(settings.plan, *self.levels())
+        return settings.params()
 
     def _parent_for_next(self, conversation_id: str) -> str | None:
         conversation = self.conversation(conversation_id)

@@ -30,9 +30,11 @@ class Vocabulary:
 
     def __init__(self) -> None:
         self.words: list[str] = []
+        self.rendered: list[str] = []
 
     def apply_chat_template(self, messages: Any, tokenize: bool, add_generation_prompt: bool) -> str:
-        return " ".join(f"{m['role']}> {m['content']}" for m in messages) + " assistant>"
+        self.rendered.append(" ".join(f"{m['role']}> {m['content']}" for m in messages) + " assistant>")
+        return self.rendered[-1]
 
     def encode(self, text: str, add_special_tokens: bool) -> list[int]:
         return list(self.ids(text.split(" ")))

@@ -419,6 +419,26 @@ def test_settings_stay_with_the_conversation(session: Session) -> None:
     idle(session, conversation)
 
 
+def test_settings_of_another_reply_and_another_prompt_stay_too(session: Session) -> None:
+    conversation = session.send(None, "hello", Settings())
+    idle(session, conversation)
+    session.regenerate(reply(session, conversation).id, Settings(temperature=0.2))
+    assert session.conversation(conversation).settings["temperature"] == 0.2
+    idle(session, conversation)
+    session.edit(session.snapshot(conversation).messages[0].id, "hi", Settings(top_k=5))
+    assert session.conversation(conversation).settings["top_k"] == 5
+    idle(session, conversation)
+
+
+def test_a_reply_goes_on_under_the_system_message_it_was_begun_with(session: Session, engine: ScriptedEngine) -> None:
+    conversation = session.send(None, "hello", Settings(system="Be kind.", max_tokens=3))
+    idle(session, conversation)
+    engine.tokenizer.rendered.clear()
+    session.resume(reply(session, conversation).id, Settings(system="Be rude."))
+    idle(session, conversation)
+    assert "Be kind." in engine.tokenizer.rendered[0] and "Be rude." not in engine.tokenizer.rendered[0]
+
+
 def test_a_turn_without_an_answer_is_not_sent_again(session: Session) -> None:
     conversation = session.send(None, "FAIL", Settings())
     idle(session, conversation)

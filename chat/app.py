@@ -6,7 +6,6 @@ Importing gradio takes seconds and torch many more, so both wait until what can 
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import errno
 import logging
 import os
@@ -59,7 +58,7 @@ def serve(arguments: Arguments) -> int:
     Raises:
         HsdError: what was asked for is not possible. Nothing has been served then.
     """
-    family = find_family(arguments.family, arguments.config)
+    family = hsd.find_family(arguments.family, arguments.config)
     if arguments.plan != "auto":
         hsd.Plan.parse(arguments.plan)
     check_port(arguments.host, arguments.port)
@@ -104,21 +103,6 @@ def serve(arguments: Arguments) -> int:
         sys.stdout.flush()
         os._exit(stopped.status)
     return stopped.status
-
-
-def find_family(name: str, config: str | None) -> hsd.Family:
-    """The family of a name, or of `file.yaml#name`. Raises ConfigError."""
-    path: str | None = config
-    if config is None and (".yaml" in name or ".yml" in name):
-        path, _, name = name.partition("#")
-    families = hsd.load_families(path)
-    if not name and len(families) == 1:
-        return next(iter(families.values()))
-    if name not in families:
-        near = difflib.get_close_matches(name, families, n=1)
-        hint = f"Did you mean '{near[0]}'?" if near else f"There are: {', '.join(families)}."
-        raise hsd.ConfigError(f"There is no family '{name}'.", hint)
-    return families[name]
 
 
 def loader(arguments: Arguments, folder: Path) -> Load:

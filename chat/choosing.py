@@ -11,6 +11,9 @@ from chat.comparing import Comparing
 from chat.own_families import Choice
 from chat.request import Load
 
+_ASKING = threading.Lock()
+"""Pages ask in threads of their own; two at once would import torch twice over."""
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Offer:
@@ -75,6 +78,3 @@ class Choosing(Comparing):
         self.examples, self._system, self._may_drop = family.examples, family.system, family.overflow == "drop"
         self.worker.replace(self.opener(choice))
         self._touch("list", "engine", "family")
-
-
-_ASKING = threading.Lock()

@@ -24,8 +24,8 @@ class Comparing(Library):
     own_families: OwnFamilies | None = None
     """Where a person may add families; None where nobody may."""
 
-    def _levels(self) -> tuple[tuple[str, ...], str | None]:
-        """Names of the family's models, and its target if that is known."""
+    def levels(self) -> tuple[tuple[str, ...], str | None]:
+        """Names of the family's models, cheapest first, and its target if that is known."""
         info = self.worker.view.info
         return (info.models, info.target) if info else (self.models, None)
 
@@ -35,7 +35,7 @@ class Comparing(Library):
         Raises:
             ConfigError: it is no plan of this family. Nothing is stored.
         """
-        plan = plans.checked(text, *self._levels())
+        plan = plans.checked(text, *self.levels())
         conversation = self.conversation(conversation_id)
         if conversation:
             self._of(conversation.id).keep_settings(conversation.id, {**conversation.settings, "plan": plan})
@@ -52,7 +52,7 @@ class Comparing(Library):
         if message is None:
             raise hsd.HsdError("This reply is not there any more.", "Reload the page.")
         path = self._of(message_id).path_to(message_id)[:-1]
-        request = request_for(message, path, *self._levels())
+        request = request_for(message, path, *self.levels())
         if self.worker.request(request.conversation_id) is None:
             self.worker.submit(request)
         self._touch(request.conversation_id)

@@ -12,7 +12,7 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import hsd
 from chat.records import Message
@@ -20,16 +20,6 @@ from chat.records import Message
 log = logging.getLogger(__name__)
 
 LOOKUP = "lookup"
-SHOWN_REPLIES = 50
-
-
-class Explains(Protocol):
-    """The part of an engine that is asked here; `hsd.Engine` has it."""
-
-    @property
-    def stats(self) -> Any: ...
-
-    def explain(self, temperature: float) -> dict[str, Any]: ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -61,7 +61,7 @@ def to_json(conversation: Conversation, messages: Sequence[Message]) -> str:
     )
 
 
-def from_json(text: str, prefix: str = "") -> Imported:
+def from_json(text: str) -> Imported:
     """A conversation out of what `to_json` made.
 
     Texts, roles and the shape of the tree are taken. Statistics, token ids and levels are not: they would be shown as
@@ -83,7 +83,7 @@ def from_json(text: str, prefix: str = "") -> Imported:
     rows = data.get("messages")
     if not isinstance(rows, list) or not 0 < len(rows) <= MAX_MESSAGES:
         raise _foreign(f"it holds no messages, or more than {MAX_MESSAGES:,}")
-    messages = _messages(rows, prefix)
+    messages = _messages(rows)
     leaf = messages.get(data["leaf_id"]) if isinstance(data.get("leaf_id"), str) else None
     title = " ".join(str(data.get("title") or "").split())[:200] or "Imported"
     return Imported(
@@ -91,7 +91,7 @@ def from_json(text: str, prefix: str = "") -> Imported:
     )
 
 
-def _messages(rows: Sequence[Any], prefix: str) -> dict[str, Message]:
+def _messages(rows: Sequence[Any]) -> dict[str, Message]:
     """Old id -> message; a parent must have come before, so that no circle can be built."""
     found: dict[str, Message] = {}
     for row in rows:
@@ -108,7 +108,7 @@ def _messages(rows: Sequence[Any], prefix: str) -> dict[str, Message]:
             raise _foreign("its messages do not follow each other")
         state = row.get("state")
         found[row["id"]] = Message(
-            id=new_id(prefix),
+            id=new_id(),
             conversation_id="",
             parent_id=parent.id if parent else None,
             role=role,

@@ -295,7 +295,9 @@ class Worker:
                 case hsd.Replanned():
                     self._note_plan(request, event.plan, event.reason)
                 case hsd.Finished():
-                    values = self._finished(request, event.reply)
+                    values = outcome(request, event.reply, engine.tokenizer)
+                    if self._closing and values["state"] == "cancelled":
+                        values["state"] = "interrupted"
             self._changed(request.conversation_id)
         return values or {**request.partial(), "state": "interrupted"}
 
@@ -303,13 +305,6 @@ class Worker:
         request.decided_plan = str(plan)
         self._plan, self._reason = str(plan), reason
         self._changed("engine")
-
-    def _finished(self, request: Request, reply: hsd.Reply) -> dict[str, Any]:
-        assert self._engine is not None
-        values = outcome(request, reply, self._engine.tokenizer)
-        if self._closing and values["state"] == "cancelled":
-            values["state"] = "interrupted"
-        return values
 
     def _end(self, request: Request, values: dict[str, Any]) -> None:
         stored = request.ending(values)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from hsd import planning
-    from hsd.config import Family, load_families
+    from hsd.config import Family, find_family, load_families
     from hsd.engine import Engine
     from hsd.errors import ConfigError, HsdError, LoadError, ModelError, PromptError, StoreError
     from hsd.machine import free_memory, memory_fit
@@ -39,6 +39,7 @@ __version__ = "0.1.0"
 _HOME = {
     "Engine": "hsd.engine",
     "Family": "hsd.config",
+    "find_family": "hsd.config",
     "load_families": "hsd.config",
     "SamplingParams": "hsd.params",
     "data_dir": "hsd.paths",
@@ -96,6 +97,7 @@ __all__ = [
     "Tokens",
     "__version__",
     "data_dir",
+    "find_family",
     "free_memory",
     "load_families",
     "memory_fit",

@@ -100,7 +100,7 @@ class Prompts:
         if hasattr(prompt, "tolist"):  # a tensor or an array of ids
             prompt = prompt.tolist()
         if len(prompt) and all(isinstance(m, int) and not isinstance(m, bool) for m in prompt):
-            ids = list(prompt)  # type: ignore[arg-type]
+            ids = list(prompt)  # type: ignore[arg-type]  # mypy does not see what the line above has looked at
         else:
             turns: list[Any] = list(prompt)
             ids = self.build(turns, thinking)

@@ -113,10 +113,10 @@ def test_formulas_are_set_aside_from_markdown(text: str, tex: str) -> None:
 
 
 def test_marks_without_an_end_take_no_time() -> None:
-    begun = time.monotonic()
+    begun = time.process_time()
     for text in (r"\( " * 20_000, "\\[\n" * 20_000, "$" * 40_000 + "x", "$$a\n\n" * 5_000):
         markdown(text)
-    assert time.monotonic() - begun < 20
+    assert time.process_time() - begun < 20
 
 
 @pytest.mark.parametrize(

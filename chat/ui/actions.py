@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import gradio as gr
@@ -21,6 +22,21 @@ from chat.ui.tabs import Tab, Tabs
 
 FORGET_SECONDS = 60.0
 """A temporary conversation is forgotten this long after the last tab that showed it was closed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Click:
+    """A click on HTML of ours: the action, what it is about, and the text that came with it; each may be empty."""
+
+    action: str
+    id: str
+    text: str
+
+    @classmethod
+    def of(cls, event: gr.EventData) -> Click:
+        """What `hsdClick` in page.js sent; read whole, since Gradio raises for a name that was not sent."""
+        data = event._data if isinstance(event._data, dict) else {}
+        return cls(*(str(data.get(name, "")) for name in ("action", "id", "text")))
 
 
 class Actions:
@@ -99,21 +115,20 @@ class Actions:
     def choose(self, event: gr.EventData, request: gr.Request) -> list[Any]:
         """An action on an entry of the list: open, rename, delete, restore."""
         tab = self._tab(request)
-        data = event._data or {}
-        identifier = str(data.get("id", ""))
         before = tab.open
         try:
-            self._on_entry(tab, str(data.get("action")), identifier, str(data.get("title", "")))
+            self._on_entry(tab, Click.of(event))
         except hsd.HsdError as error:
             tab.problem = str(error)
         return self._settings_of(tab) if tab.open != before else self._unchanged()
 
-    def _on_entry(self, tab: Tab, action: str, identifier: str, title: str) -> None:
+    def _on_entry(self, tab: Tab, click: Click) -> None:
+        action, identifier = click.action, click.id
         if action == "open":
             self._show(tab, identifier)
             tab.shown, tab.undo = SHOWN, None
         elif action == "rename":
-            self.session.rename(identifier, title)
+            self.session.rename(identifier, click.text)
         elif action == "pin":
             self.session.pin(identifier)
         elif action == "restore":
@@ -128,27 +143,23 @@ class Actions:
 
     def bring(self, event: gr.EventData, request: gr.Request) -> list[Any]:
         """Import the text of a file that the browser has read, and show what was in it; or change the family."""
-        tab = self._tab(request)
-        data = event._data or {}
-        if data.get("action") != "import":
-            return self._family(tab, str(data.get("id", ""))) if data.get("action") == "family" else self._unchanged()
+        tab, click = self._tab(request), Click.of(event)
         try:
-            self._show(tab, self.session.imported(str(data.get("text", ""))))
+            if click.action == "family":
+                return self._family(click.id)
+            if click.action == "import":
+                self._show(tab, self.session.imported(click.text))
+                tab.shown, tab.undo = SHOWN, None
+                return self._settings_of(tab)
         except hsd.HsdError as error:
             tab.problem = str(error)
-            return self._unchanged()
-        tab.shown, tab.undo = SHOWN, None
-        return self._settings_of(tab)
+        return self._unchanged()
 
     def _unchanged(self) -> list[Any]:
         return [gr.skip()] * len(NAMES)
 
-    def _family(self, tab: Tab, name: str) -> list[Any]:
-        try:
-            self.session.choose(name)
-        except hsd.HsdError as error:
-            tab.problem = str(error)
-            return self._unchanged()
+    def _family(self, name: str) -> list[Any]:
+        self.session.choose(name)
         # A plan names levels, which are others in another family.
         return [self.session.default_plan if name == "plan" else gr.skip() for name in NAMES]
 
@@ -185,9 +196,8 @@ class Actions:
 
     def engine(self, event: gr.EventData, request: gr.Request) -> None:
         """Load the engine, or give its memory back."""
-        tab = self._tab(request)
+        tab, action = self._tab(request), Click.of(event).action
         try:
-            action = (event._data or {}).get("action")
             if action == "unload":
                 self.session.unload()
             elif action == "load":
@@ -197,14 +207,13 @@ class Actions:
 
     def turn(self, event: gr.EventData, request: gr.Request, unsent: str, *values: Any) -> Any:
         """An action on a turn: another reply, more of it, another prompt, another branch, undo, or earlier turns."""
-        tab = self._tab(request)
-        data = event._data or {}
-        action, identifier = str(data.get("action")), str(data.get("id", ""))
+        tab, click = self._tab(request), Click.of(event)
+        action, identifier = click.action, click.id
         try:
             if action == "undo" and tab.open:
                 prompt = self.session.undo(tab.open)
                 return gr.skip() if (unsent or "").strip() else prompt
-            self._on_turn(tab, action, identifier, str(data.get("text", "")), values)
+            self._on_turn(tab, click, values)
         except hsd.HsdError as error:
             tab.problem = str(error)
         if action == "edit":
@@ -213,7 +222,8 @@ class Actions:
             return self.session.examples[int(identifier)]
         return gr.skip()
 
-    def _on_turn(self, tab: Tab, action: str, identifier: str, text: str, values: Sequence[Any]) -> None:
+    def _on_turn(self, tab: Tab, click: Click, values: Sequence[Any]) -> None:
+        action, identifier = click.action, click.id
         if action == "temporary" and tab.open is None:
             tab.temporary = not tab.temporary
         elif action == "redo" and tab.open:
@@ -225,7 +235,7 @@ class Actions:
         elif action == "resume":
             self.session.resume(identifier, settings.read(*values))
         elif action == "resend":
-            self.session.edit(identifier, text, settings.read(*values))
+            self.session.edit(identifier, click.text, settings.read(*values))
         elif action in ("previous", "next"):
             self.session.switch(identifier, 1 if action == "next" else -1)
 
@@ -260,8 +270,6 @@ def provenance(session: Session) -> Callable[[str], str]:
         message: Message | None = session.message(str(message_id))
         if message is None:
             return '<p class="quiet">This reply is not there any more.</p>'
-        info = session.engine.info
-        known = looks(info.models, info.target) if info else looks(session.models)
-        return reply.provenance(message, known)
+        return reply.provenance(message, looks(*session.levels()))
 
     return where

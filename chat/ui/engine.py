@@ -24,7 +24,7 @@ def column(
     last = next((m.stats for m in reversed(replies) if m.stats), None)
     parts = [f"<h2>{escape(view.info.title if view.info else title)}</h2>", _state(view)]
     if view.info:
-        parts += [_ladder(view, last, known), _plan(view, last), _context(view.info, here)]
+        parts += [_ladder(view.info, view.plan, last, known), _plan(view, last), _context(view.info, here)]
         parts += [_speedups(replies), _notes(view.info)]
     return "".join(parts)
 
@@ -76,10 +76,8 @@ def status(view: EngineView) -> str:
     return f"{_step(progress)}{share}"
 
 
-def _ladder(view: EngineView, last: Mapping[str, Any] | None, known: dict[str, str]) -> str:
-    info = view.info
-    assert info is not None
-    used = set(chain(view.plan))
+def _ladder(info: hsd.FamilyInfo, plan: str, last: Mapping[str, Any] | None, known: dict[str, str]) -> str:
+    used = set(chain(plan))
     done = {level["name"]: level for level in (last or {}).get("levels", ())}
     names = [info.target, *reversed([m for m in info.models if m != info.target]), LOOKUP]
     rungs = "".join(_rung(name, info, done.get(name), name in used or not used, known) for name in names)

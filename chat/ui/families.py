@@ -13,8 +13,8 @@ from chat.ui.text import escape
 
 def build() -> dict[str, Any]:
     """The form, folded; its fields in the order of `OwnFamilies.add`."""
-    kinds = [("none: as the file says", "none"), ("nf4: 4 bit", "nf4"), ("int8: 8 bit", "int8")]
-    assert tuple(kind for _, kind in kinds) == QUANTIZATIONS
+    words = ("as the file says", "4 bit", "8 bit")
+    kinds = [(f"{kind}: {said}", kind) for kind, said in zip(QUANTIZATIONS, words, strict=True)]
     with gr.Accordion("Add a family", open=False, elem_id="own"):
         fields = [
             gr.Textbox(label="Name", placeholder="my-family", max_lines=1, elem_id="own-name"),

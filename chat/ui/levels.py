@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-LOOKUP = "lookup"
+from chat.plans import LOOKUP
+
 # The stylesheet gives each of these a colour and a pattern, so that neither eye nor printer needs the colour.
 DRAFTS = ("sky", "green", "purple", "vermillion", "yellow")
 

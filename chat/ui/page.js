@@ -43,7 +43,7 @@
       const title = input.value.trim();
       input.replaceWith(button);
       if (keep && title && title !== button.textContent) {
-        trigger("select", { action: "rename", id: item.dataset.id, title });
+        trigger("select", { action: "rename", id: item.dataset.id, text: title });
       }
       button.focus();
     };

@@ -11,6 +11,7 @@ from chat.race import place
 from chat.session import Session
 from chat.settings import NAMES, Settings
 from chat.ui import plan, race
+from chat.ui.actions import Click
 from chat.ui.levels import looks
 from chat.ui.tabs import Tab, Tabs
 from chat.ui.text import escape
@@ -72,8 +73,8 @@ class Views:
     def act(self, event: gr.EventData, request: gr.Request) -> Any:
         """An action out of HTML of ours: open or leave a view, start or stop a race, pin a plan of the ranking."""
         tab = self.tabs.of(request.session_hash)
-        data = event._data or {}
-        action, identifier = str(data.get("action")), str(data.get("id", ""))
+        click = Click.of(event)
+        action, identifier = click.action, click.id
         if action == "pin":
             return self._pin(tab, identifier)
         if action in ("plan", "chat"):
@@ -146,23 +147,18 @@ def _plan_of(session: Session, tab: Tab) -> str:
     return Settings.from_dict({"plan": session.default_plan, **conversation.settings}).plan
 
 
-def _tones(session: Session) -> dict[str, str]:
-    info = session.engine.info
-    return looks(info.models, info.target) if info else looks(session.models)
-
-
 def _top(session: Session, tab: Tab) -> str:
     if tab.view != "plan":
         return ""
     view = session.engine
-    return plan.top(view, view.known, _plan_of(session, tab), _tones(session))
+    return plan.top(view, view.known, _plan_of(session, tab), looks(*session.levels()))
 
 
 def _rest(session: Session, tab: Tab) -> str:
     if tab.view != "plan":
         return ""
     view = session.engine
-    return plan.rest(view, view.known, session.store.recent_replies(), _tones(session))
+    return plan.rest(view, view.known, session.store.recent_replies(), looks(*session.levels()))
 
 
 def _said(tab: Tab) -> str:
@@ -177,4 +173,4 @@ def _race(session: Session, tab: Tab) -> str:
     reply = session.message(message_id)
     prompt = session.message(reply.parent_id) if reply else None
     record = session.raced(message_id) if reply else None
-    return race.page(reply, prompt.text if prompt else "", record, standing, tab.said, _tones(session))
+    return race.page(reply, prompt.text if prompt else "", record, standing, tab.said, looks(*session.levels()))

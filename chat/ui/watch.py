@@ -141,11 +141,6 @@ def _thinks(session: Session) -> bool:
     return info is not None and info.thinking
 
 
-def _looks(session: Session) -> dict[str, str]:
-    info = session.engine.info
-    return looks(info.models, info.target) if info else looks(session.models)
-
-
 def _listing(session: Session, tab: Tab) -> str:
     return listing.listing(session.conversations(tab.search), tab.open, tab.search, tab.undo)
 
@@ -168,7 +163,7 @@ def _history(session: Session, tab: Tab) -> str:
     if not snapshot.messages and snapshot.live is None:
         return history.empty(session.title, session.examples, temporary=tab.temporary) + back
     tab.rendered = snapshot.messages[-1].id if snapshot.messages else ""
-    turns = history.history(snapshot.messages, _looks(session), tab.shown, snapshot.places, snapshot.above)
+    turns = history.history(snapshot.messages, looks(*session.levels()), tab.shown, snapshot.places, snapshot.above)
     return turns + back
 
 
@@ -184,4 +179,4 @@ def _buttons(session: Session, tab: Tab) -> Any:
 
 def _engine(session: Session, tab: Tab) -> str:
     replies = session.store.recent_replies()
-    return engine.column(session.engine, session.title, replies, _looks(session), session.last_stats(tab.open))
+    return engine.column(session.engine, session.title, replies, looks(*session.levels()), session.last_stats(tab.open))

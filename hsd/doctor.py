@@ -18,6 +18,7 @@ from hsd.config import default_path
 from hsd.loading.cache import hub_folder
 from hsd.loading.place import LIMIT, fast_bf16, gpus, read_gbps
 from hsd.paths import data_dir as data_folder
+from hsd.runtime import native
 from hsd.runtime.building import compiler
 
 _PACKAGES = ("torch", "transformers", "bitsandbytes", "accelerate", "huggingface-hub", "gradio", "sqlite-utils")
@@ -82,6 +83,7 @@ def report(data_dir: str | os.PathLike[str] | None = None) -> dict[str, Any]:
         "processor": f"{psutil.cpu_count(logical=False) or psutil.cpu_count()} cores, "
         f"{torch.get_num_threads()} threads, {'bf16' if machine.bf16 else 'no bf16'}",
         "c++ compiler": compiler() or "none: steps stay eager",
+        "own steps": native.means(),
         "memory": f"{memory.available / 1e9:.1f} of {memory.total / 1e9:.1f} GB free{speed}",
         "gpu": "; ".join(_line(card) for card in machine.cards) or "none",
         "data folder": str(folder),

@@ -23,7 +23,7 @@ from torch import Tensor
 from hsd.errors import HsdError, ModelError
 from hsd.lookup import SuffixIndex
 from hsd.planning import StopRule
-from hsd.runtime import Reader
+from hsd.runtime import Drafting, Reader
 from hsd.sampling import Sampler
 from hsd.types import LOOKUP, LevelStats
 from hsd.verify import NoDistributionError, Rows, verify
@@ -66,19 +66,23 @@ class Level:
     lookup_seconds: float = 0.0
     _block: Tensor | None = None  # rows that the first level drew from, threshold x vocabulary
 
-    def place(self, sampler: Sampler) -> Tensor:
-        """`(1, vocab)` for the next row that this level draws from: rows of a block lie side by side, never copied."""
+    def block(self, sampler: Sampler) -> Tensor:
+        """`(threshold, vocab)` for the rows that this level draws from: they lie side by side and are never copied."""
         if self._block is None:
             self._block = torch.empty((self.threshold, sampler.vocab), device=sampler.device)
+        return self._block
+
+    def place(self, sampler: Sampler) -> Tensor:
+        """`(1, vocab)` for the next of them."""
         at = len(self.rows)
-        return self._block[at : at + 1]
+        return self.block(sampler)[at : at + 1]
 
     def take_rows(self) -> Rows:
         """The distributions of the block that is handed up, valid until this level drafts again; forgets them."""
         rows, self.rows = self.rows, []
         dense = [part for part in rows if isinstance(part, Tensor)]
         if self._block is not None and dense and dense[0].data_ptr() == self._block.data_ptr():
-            return self._block[: len(dense)]
+            return self._block[: sum(part.shape[0] for part in dense)]
         if dense:
             return dense[0] if len(dense) == 1 else torch.cat(dense)
         return [token for part in rows for token in part]
@@ -129,6 +133,9 @@ class Hierarchy:
         self._rule = rule
         self._coins = coins
         self._stop = stop
+        self._tossed: list[float] = []  # coins that were drawn ahead for a block
+        # A first level that can draft whole blocks does; the settings that this takes are the same for all of them.
+        self._how = Drafting(sampler.scale, sampler.vocab, self._end_ids, stop) if sampler.at_once else None
         self._marks = [len(level.source.meter.passes) if isinstance(level.source, Reader) else 0 for level in levels]
 
     @property
@@ -179,7 +186,7 @@ class Hierarchy:
             return 0, 0
         rows = self._distributions(level, n + 1)  # of the block's places and the one behind it
         below = self.levels[at - 1].take_rows() if at > 0 else []
-        coins = [self._coins.random() for _ in range(n + 1)]
+        coins = [self._toss() for _ in range(n + 1)]
         try:
             verdict = verify(block, below, rows, coins, self._rule, self._sampler.kernels)
         except NoDistributionError:
@@ -200,8 +207,11 @@ class Hierarchy:
     def _fill(self, at: int) -> None:
         """Level `at` emits tokens until it holds its threshold; a lookup that knows nothing stops before."""
         level, tokens = self.levels[at], self.sequence.tokens
-        if at == 0 and self._stop and isinstance(level.source, Reader):
-            return self._draft_by_value(level, self._stop)
+        if at == 0 and isinstance(level.source, Reader):
+            if self._how and self._draft_block(level, level.source, self._how):
+                return None
+            if self._stop:
+                return self._draft_by_value(level, self._stop)
         start, room = len(tokens), self._room(at)
         while len(tokens) - start < level.threshold and len(tokens) < room and not self._ended():
             if isinstance(level.source, SuffixIndex):
@@ -211,6 +221,36 @@ class Hierarchy:
                 self._draft(level)
             else:
                 self._verify(at)
+
+    def _draft_block(self, level: Level, reader: Reader, how: Drafting) -> bool:
+        """The first level drafts its block in one call, where its runtime can; False where it cannot.
+
+        The same tokens of the same coins as token by token: coins that are not needed are kept for the next ones.
+        """
+        tokens = self.sequence.tokens
+        most = min(level.threshold, self._room(0) - len(tokens))
+        if most <= 0 or self._ended() or (how.stop and not how.stop.pays(1.0)):
+            return True
+        while len(self._tossed) < most:
+            self._tossed.append(self._coins.random())
+        rows = None if self._sampler.params.greedy else level.block(self._sampler)
+        try:
+            drafted = reader.draft(tokens, most, self._tossed, rows, how)
+        except Exception as error:
+            raise failed_pass(level.name, error) from error
+        if drafted is None:
+            return False
+        if drafted[-1] < 0:
+            raise self._no_distribution(level)
+        del self._tossed[: len(drafted)]
+        level.rows.append(list(drafted) if rows is None else rows[: len(drafted)])
+        for token in drafted:
+            self._append(token, level)
+        return True
+
+    def _toss(self) -> float:
+        """The next coin."""
+        return self._tossed.pop(0) if self._tossed else self._coins.random()
 
     def _draft_by_value(self, level: Level, stop: StopRule) -> None:
         """The first level drafts while one more token pays; what it asks depends on tokens that it has kept."""
@@ -225,7 +265,7 @@ class Hierarchy:
         logits = self._logits(level, level.source, 1)
         first = level is self.levels[0] and level.threshold > 0
         out = level.place(self._sampler) if first and not self._sampler.params.greedy else None
-        coin = self._coins.random()
+        coin = self._toss()
         token, row, confidence = self._sampler.draw(logits, self.sequence.tokens, coin, out, measured)
         if token < 0:
             raise self._no_distribution(level)

@@ -7,13 +7,16 @@ in as tensors, in float64: one that is rounded could fall on the other side of a
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 _BLOCK = 128
+
+LONGEST = 64
+"""Longest block that the rules take."""
 
 
 def pick(logits: Tensor, knobs: Tensor, out: Tensor) -> Tensor:
@@ -127,7 +130,7 @@ def _running_maximum(values: Tensor) -> Tensor:
     return torch.where(earlier, values.unsqueeze(0), -torch.inf).amax(1)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass
 class Kernels:
     """The functions above as whatever computes them here: plainly on a GPU, compiled on a CPU.
 
@@ -139,3 +142,39 @@ class Kernels:
     block_wise: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor] = block_wise
     token_wise: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor] = token_wise
     shortest: int = 1
+    _knobs: Tensor = field(init=False, default_factory=lambda: torch.zeros(2, dtype=torch.float64))
+
+    def top(self, logits: Tensor, measured: bool) -> tuple[int, float]:
+        """The likeliest token of `(1, V)` logits (-1 if they are no distribution), and how sure the model is of it.
+
+        Args:
+            logits: float `(1, V)`.
+            measured: whether the probability matters; it may be 1 otherwise.
+        """
+        token, sure = self.best(logits).tolist()
+        return int(token), sure
+
+    def draw(self, logits: Tensor, scale: float, coin: float, out: Tensor) -> tuple[int, float]:
+        """`pick` for numbers: the token, and the largest probability; `out` takes `softmax(scale * logits)`."""
+        knobs = self._knobs
+        knobs[0], knobs[1] = scale, coin
+        token, sure = self.pick(logits, knobs if logits.device.type == "cpu" else knobs.to(logits.device), out).tolist()
+        return int(token), sure
+
+    def rows(self, logits: Tensor, scale: float) -> Tensor | list[int] | None:
+        """`softmax(scale * logits)` of `(n, V)` logits, or the likeliest ids where `scale` is 0; None: ask others."""
+        return None
+
+    def takes(self, draft: Sequence[int], q: Tensor | list[int]) -> bool:
+        """Whether `judge` is made for such a block."""
+        return isinstance(q, Tensor) and self.shortest <= len(draft) <= LONGEST
+
+    def judge(
+        self, draft: Sequence[int], q: Tensor | list[int], p: Tensor, coins: Sequence[float], rule: str
+    ) -> tuple[int, int]:
+        """`hsd.verify.verify` for dense `p`: how many are accepted, and the verifier's own token or -1."""
+        assert isinstance(q, Tensor), "see `takes`"
+        decide = self.token_wise if rule == "token" else self.block_wise
+        tossed = torch.tensor(coins, dtype=torch.float64, device=p.device)
+        accepted, token = decide(torch.tensor(draft, device=p.device), q, p, tossed).tolist()
+        return accepted, token

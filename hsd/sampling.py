@@ -30,6 +30,9 @@ class Sampler:
         device: where the logits will be.
         kernels: draws and verifies in one function each, where there are such.
 
+    Attributes:
+        scale: one over the temperature, 0 where decoding is greedy.
+
     Raises:
         ConfigError: a biased, banned or forced id is outside the vocabulary.
     """
@@ -60,7 +63,12 @@ class Sampler:
         self._filters = _filters(params)
         # Nothing but a temperature: what a kernel can do at once.
         self._plain = not (self._filters or self._penalties or self._bias is not None or params.forced_ids)
-        self._knobs = torch.tensor([0.0 if params.greedy else 1 / params.temperature, 0.0], dtype=torch.float64)
+        self.scale = 0.0 if params.greedy else 1 / params.temperature
+
+    @property
+    def at_once(self) -> bool:
+        """Whether a draw needs no more than the logits, a temperature and a coin, and there is a kernel for it."""
+        return self._plain and self.kernels is not None
 
     def rows(self, logits: Tensor, sequence: Sequence[int]) -> Rows:
         """Distributions of the tokens that follow the last `n` prefixes of a sequence.
@@ -73,6 +81,10 @@ class Sampler:
             `n` ids where decoding is greedy (-1 for a row that is no distribution), else float32 `(n, vocab)` (NaN for
             a row that is no distribution).
         """
+        if self.kernels and self.at_once:
+            rows = self.kernels.rows(logits[:, : self.vocab], self.scale)
+            if rows is not None:
+                return rows
         logits = self._adjusted(logits[:, : self.vocab], sequence)
         if self.params.greedy and logits.device.type == "cpu":
             values = logits.float().numpy()  # a numpy pass costs less than finding torch's way to one
@@ -105,7 +117,7 @@ class Sampler:
             The token (-1 if the row is no distribution), its row, and the row's largest probability before the draw.
         """
         if self.kernels and self._plain:
-            return self._draw_at_once(self.kernels, logits[:, : self.vocab], coin, out)
+            return self._draw_at_once(self.kernels, logits[:, : self.vocab], coin, out, measured)
         if self._filters or logits.device.type != "cpu":
             row = self.rows(logits, sequence)
             token = row[0] if isinstance(row, list) else draw(row[0], coin)
@@ -130,19 +142,15 @@ class Sampler:
         return token, torch.from_numpy(values).unsqueeze(0), 1 / total
 
     def _draw_at_once(
-        self, kernels: Kernels, logits: Tensor, coin: float, out: Tensor | None
+        self, kernels: Kernels, logits: Tensor, coin: float, out: Tensor | None, measured: bool
     ) -> tuple[int, Rows, float]:
         if self.params.greedy:
-            token, sure = kernels.best(logits).tolist()
-            return int(token), [int(token)], sure
+            token, sure = kernels.top(logits, measured)
+            return token, [token], sure
         if out is None:
             out = logits.new_empty((1, self.vocab), dtype=torch.float32)
-        knobs = self._knobs
-        knobs[1] = coin
-        if logits.device.type != "cpu":
-            knobs = knobs.to(logits.device)
-        token, sure = kernels.pick(logits, knobs, out).tolist()
-        return int(token), out, sure
+        token, sure = kernels.draw(logits, self.scale, coin, out)
+        return token, out, sure
 
     def confidences(self, rows: Rows, logits: Tensor) -> Tensor:
         """The largest probability of every row, before anything is drawn; of greedy rows, that at temperature 1.

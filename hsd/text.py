@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from hsd.prompts import Tokenizer
 
 _UNFINISHED = "\ufffd"  # what a decoder writes for bytes that are no whole character yet
+_WINDOW = 32  # tokens after which the window begins anew: decoding it again costs a little for each of them
 
 
 class TextStream:
@@ -27,6 +28,7 @@ class TextStream:
         self._ids: list[int] = []
         self._begin = 0  # first id of the window that is decoded again, so that joins between tokens come out right
         self._read = 0  # ids whose text has been taken
+        self._before = ""  # text of the window's ids that has been taken
         self._held = ""  # text that may be the beginning of a stop string
         self.text = ""
         self.stopped = False
@@ -46,9 +48,10 @@ class TextStream:
 
     def flush(self) -> str:
         """What was held back and can now be shown; bytes of an unfinished character are left out."""
-        rest = "" if self.stopped else self._held + self._window(self._read, len(self._ids)).rstrip(_UNFINISHED)
+        rest = "" if self.stopped else self._held + self._window(len(self._ids)).rstrip(_UNFINISHED)
         self._held = ""
-        self._read = len(self._ids)
+        self._begin = self._read = len(self._ids)
+        self._before = ""
         return self._give(rest)
 
     def _new_text(self) -> str:
@@ -56,23 +59,26 @@ class TextStream:
         end = len(self._ids)
         # A character has at most four bytes, so at most the last three tokens can belong to an unfinished one.
         for taken in range(end, max(end - 4, self._read), -1):
-            new = self._window(self._read, taken)
+            new = self._window(taken)
             if not new.endswith(_UNFINISHED):
                 return self._take(new, taken)
         if end - self._read > 4:  # bytes that are no character, and never will be
-            return self._take(self._window(self._read, end - 4), end - 4)
+            return self._take(self._window(end - 4), end - 4)
         return ""
 
     def _take(self, new: str, taken: int) -> str:
-        if new:
-            self._begin, self._read = self._read, taken
+        if not new:
+            return new
+        self._before += new
+        if taken - self._begin > _WINDOW:
+            self._begin = self._read
+            self._before = self._decode(self._ids[self._begin : taken], skip_special_tokens=True)
+        self._read = taken
         return new
 
-    def _window(self, taken: int, end: int) -> str:
-        """Text that the ids between `taken` and `end` add."""
-        before = self._decode(self._ids[self._begin : taken], skip_special_tokens=True)
-        after = self._decode(self._ids[self._begin : end], skip_special_tokens=True)
-        return after[len(before) :]
+    def _window(self, end: int) -> str:
+        """Text that the ids up to `end` add to what has been taken."""
+        return self._decode(self._ids[self._begin : end], skip_special_tokens=True)[len(self._before) :]
 
     def _scan(self, new: str) -> str:
         text = self._held + new

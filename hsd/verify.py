@@ -53,17 +53,15 @@ def verify(
         p: the verifier's distributions at the same places and one further, `n + 1` rows.
         coins: `n + 1` floats in [0, 1); not used for one-hot `p`.
         rule: "token" or "block".
-        kernels: the rules as one function each, for dense rows and up to 64 tokens.
+        kernels: the rules as one function each, for the blocks that they take.
 
     Raises:
         NoDistributionError: a row of `p` that counts is not finite or has no mass.
     """
     if isinstance(p, list):
         return greedy(draft, p)
-    if kernels and isinstance(q, Tensor) and kernels.shortest <= len(draft) <= 64:
-        decide = kernels.token_wise if rule == "token" else kernels.block_wise
-        tossed = torch.tensor(coins, dtype=torch.float64, device=p.device)
-        accepted, token = decide(torch.tensor(draft, device=p.device), q, p, tossed).tolist()
+    if kernels and kernels.takes(draft, q):
+        accepted, token = kernels.judge(draft, q, p, coins, rule)
         if token < 0:
             raise NoDistributionError
         return Verdict(accepted, token)

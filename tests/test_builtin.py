@@ -9,7 +9,7 @@ from random import Random
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer
 
 from hsd.bench.prompts import PROMPTS
 from hsd.builtin import (
@@ -19,6 +19,7 @@ from hsd.builtin import (
     own,
     persona,
     questions,
+    stored,
     sums,
     tokenizer,
     train,
@@ -31,7 +32,7 @@ from hsd.builtin.lines import rows
 from hsd.builtin.loop import Learner, Settings, mean_loss
 from hsd.builtin.loop import train as run
 from hsd.builtin.mixture import Mixture, Shares
-from hsd.builtin.models import SHAPES, Shape, build, parameters
+from hsd.builtin.models import LADDERS, Shape, build, parameters
 from hsd.builtin.optim import Rates, scale
 from hsd.builtin.phrasing import answer, question
 from hsd.builtin.stream import Rounds, Stream, padded
@@ -62,8 +63,8 @@ def tok():
 
 @pytest.mark.parametrize("name", MODELS)
 def test_weights_load_and_have_the_shape_that_is_written_down(name):
-    model = AutoModelForCausalLM.from_pretrained(weights_dir(name), dtype=torch.float32)
-    fresh = build(SHAPES[name], 4096, seed=0)
+    model = stored.load(weights_dir(name))
+    fresh = build(LADDERS["cpu"][name], 4096, seed=0)
     assert parameters(model) == parameters(fresh)
     assert model.config.tie_word_embeddings and model.config.max_position_embeddings == tokenizer.CONTEXT
     assert model.generation_config.eos_token_id == model.config.eos_token_id == 2
@@ -249,7 +250,6 @@ def test_held_out_loss_falls_from_draft_to_target(tok):
     batches = list(padded(tokenizer.encode(questions.read_replies(), tok), 8, 256))
     losses = []
     for name in MODELS:
-        model = AutoModelForCausalLM.from_pretrained(weights_dir(name), dtype=torch.float32)
-        losses.append(mean_loss(model, batches))
+        losses.append(mean_loss(stored.load(weights_dir(name)), batches))
     assert losses == sorted(losses, reverse=True), dict(zip(MODELS, losses, strict=True))
-    assert losses[-1] < 1.5 and MODELS[-1] == list(SHAPES)[-1]
+    assert losses[-1] < 1.5 and list(LADDERS["cpu"]) == list(MODELS)

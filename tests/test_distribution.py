@@ -6,10 +6,15 @@ a test of losslessness that a wrong residual passes is worth nothing.
 
 from __future__ import annotations
 
+import atexit
+import functools
 import itertools
 import random
+import shutil
+import tempfile
 from collections import Counter
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -23,7 +28,9 @@ from hsd.hierarchy import Hierarchy, TokenSequence, make_levels
 from hsd.kernels import Kernels
 from hsd.lookup import SuffixIndex
 from hsd.planning import StopRule
-from hsd.runtime import Reader
+from hsd.runtime import Reader, native
+from hsd.runtime.building import compiler
+from hsd.runtime.drawing import NativeKernels
 from hsd.sampling import Sampler
 
 VOCAB, PROMPT = 4, (0, 1, 2, 1, 0, 1, 2)
@@ -37,13 +44,13 @@ class Case:
     params: SamplingParams
     noise: float = 0.8
     end: int | None = None  # a token that ends a reply; the length limit then is the horizon
-    kernels: Kernels | None = None
+    kernels: str = ""  # "plain" functions of tensors, or the "native" library
 
     def __str__(self) -> str:
         p = self.params
         extra = f" top_p={p.top_p}" if p.top_p < 1 else " penalties" if p.repetition_penalty != 1 else ""
         extra += "" if self.end is None else f" end={self.end}"
-        return f"{self.plan} {self.rule}{extra}{' kernels' if self.kernels else ''}"
+        return f"{self.plan} {self.rule}{extra}{f' {self.kernels} kernels' if self.kernels else ''}"
 
 
 PLAIN = SamplingParams(temperature=1.0)
@@ -64,9 +71,30 @@ CASES = [
     Case("lookup:1>a:2>c:3>t", "block", PENALTIES),
     Case("a:3>c:2>t", "block", PLAIN, end=2),
     Case("lookup:2>c:4>t", "token", PLAIN, end=0),
-    Case("c:4>t", "block", PLAIN, kernels=Kernels()),
-    Case("a:2>c:3>t", "token", PLAIN, end=1, kernels=Kernels()),
+    Case("c:4>t", "block", PLAIN, kernels="plain"),
+    Case("a:2>c:3>t", "token", PLAIN, end=1, kernels="plain"),
+    *(
+        [
+            Case("a:2>c:3>t", "block", PLAIN, kernels="native"),
+            Case("c:3>t", "token", PLAIN, kernels="native"),
+            Case("lookup:2>c:3>t", "block", PLAIN, end=1, kernels="native"),
+            Case("lookup:3>a:2>c:3>t", "token", PLAIN, kernels="native"),
+        ]
+        if native.abilities().issuperset(native.NEEDED) and compiler()
+        else []
+    ),
 ]
+
+
+@functools.cache
+def kernels(kind: str) -> Kernels | None:
+    """What draws and verifies; the library is compiled once for all cases."""
+    if kind != "native":
+        return Kernels() if kind else None
+    folder = Path(tempfile.mkdtemp())
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    native.compile_to(folder / "native.so", compiler() or "")
+    return NativeKernels(native.Library(folder / "native.so"))
 
 
 def models(case: Case) -> dict[str, TableModel]:
@@ -130,7 +158,7 @@ def sample(
         hierarchy = Hierarchy(
             make_levels(plan.names, plan.thresholds, readers.__getitem__, lambda: index),
             sequence,
-            Sampler(case.params, PROMPT, VOCAB, "cpu", case.kernels),
+            Sampler(case.params, PROMPT, VOCAB, "cpu", kernels(case.kernels)),
             end_ids=() if case.end is None else (case.end,),
             limit=len(PROMPT) + (40 if case.end is None else HORIZON),
             rule=case.rule,

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import random
 import shutil
 
 import models as tiny
 import pytest
 import torch
+from test_kernels import rows
 
 import hsd
+from hsd import verify
+from hsd.hierarchy import Hierarchy, TokenSequence, make_levels
+from hsd.kernels import Kernels
+from hsd.planning.stopping import Calibration, StopRule
 from hsd.runtime import LeanModel, Reader, building, native, wrap
 from hsd.runtime.compiled import CompiledSteps
-from hsd.runtime.native import Library, NativeSteps, refusal
+from hsd.runtime.drawing import NativeKernels
+from hsd.runtime.native import Library, refusal
+from hsd.runtime.native_steps import NativeStep, NativeSteps
 from hsd.runtime.upgrades import Upgrades, native_possible
+from hsd.sampling import Sampler
 
 able = native.abilities().issuperset(native.NEEDED) and building.compiler() is not None
 pytestmark = pytest.mark.skipif(not able, reason="this processor has no AVX512-BF16, or there is no C++ compiler")
@@ -49,14 +58,14 @@ def root(tmp_path_factory):
 
 @pytest.fixture(params=["matrix unit", "vectors"])
 def tiles(request, root):
-    has = Library(NativeSteps(wrapped(), root).path("step")).tiles
+    has = Library(NativeSteps(wrapped(), root).path("native")).tiles
     if request.param == "matrix unit" and not has:
         pytest.skip("this processor has no matrix unit")
     return request.param == "matrix unit"
 
 
 def using(model: LeanModel, root, tiles: bool) -> LeanModel:
-    step = Library(NativeSteps(model, root).path("step")).step(model, tiles=tiles)
+    step = NativeStep(Library(NativeSteps(model, root).path("native")), model, tiles)
     model.use(dict.fromkeys(range(1, 17), step), "native")
     return model
 
@@ -87,7 +96,7 @@ def test_logits_are_those_of_transformers_at_every_width_through_cuts_and_growth
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_on_the_matrix_unit_a_wide_pass_gives_bit_for_bit_what_single_ones_give(shape, root):
-    step = Library(NativeSteps(wrapped(), root).path("step"))
+    step = Library(NativeSteps(wrapped(), root).path("native"))
     if not step.tiles:
         pytest.skip("this processor has no matrix unit")
     model = using(wrapped(shape), root, True)
@@ -106,14 +115,15 @@ def test_on_the_matrix_unit_a_wide_pass_gives_bit_for_bit_what_single_ones_give(
 
 def test_a_stack_in_bf16_says_bit_for_bit_what_its_target_says_alone(root, monkeypatch):
     """What eager bf16 passes cannot promise: their rounding depends on the width."""
-    if not Library(NativeSteps(wrapped(), root).path("step")).tiles:
+    if not Library(NativeSteps(wrapped(), root).path("native")).tiles:
         pytest.skip("this processor has no matrix unit")
     models = tiny.related("qwen2", seed=3, width=64, noise=0.1)
     models = {name: model.to(torch.bfloat16) for name, model in models.items()}
     drafted = 0
     with hsd.Engine.from_models(models, tiny.ByteTokenizer()) as engine:
         monkeypatch.setenv("HSD_COMPILE", "1")
-        engine.upgrades = Upgrades(engine._models, root)
+        engine.upgrades = Upgrades(engine._models, root, tiny.VOCAB)
+        assert isinstance(engine.upgrades.kernels, NativeKernels)
         assert {model.kind for model in engine._models.values()} == {"lean-2+native"}
         for turn in range(12):
             replies = []
@@ -125,6 +135,67 @@ def test_a_stack_in_bf16_says_bit_for_bit_what_its_target_says_alone(root, monke
                 drafted += replies[-1].stats.levels[-1].passes < len(replies[-1].token_ids)
             assert len({tuple(reply.token_ids) for reply in replies}) == 1
     assert drafted > 24  # the stacks really saved passes of the target
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.9])
+@pytest.mark.parametrize("early_stop", [False, True])
+def test_blocks_drafted_in_one_call_are_those_drafted_token_by_token(root, monkeypatch, temperature, early_stop):
+    """Same coins, same tokens, same passes: of the first level alone, and under another draft."""
+    models = tiny.related("llama", seed=4, width=64, noise=0.2)
+    models = {name: model.to(torch.bfloat16) for name, model in models.items()}
+    with hsd.Engine.from_models(models, tiny.ByteTokenizer()) as engine:
+        monkeypatch.setenv("HSD_COMPILE", "1")
+        engine.upgrades = Upgrades(engine._models, root, tiny.VOCAB)
+        lean = engine._models["small"]
+        whole = lean._drafter
+        assert whole is not None
+        stop = StopRule(Calibration(tuple(0.05 + 0.08 * i for i in range(12)), 0.8, 900), 1.0, 0.3)
+        seen, blocks = [], []
+        monkeypatch.setattr(type(lean), "draft", told(type(lean).draft, blocks))
+        for drafter in (whole, None):
+            lean._drafter = drafter
+            replies = []
+            for turn in range(6):
+                for plan in ("small:6>big", "small:3>medium:5>big"):
+                    engine.forget()
+                    replies.append(one_reply(engine, plan, temperature, turn, stop if early_stop else None))
+            seen.append(replies)
+        assert seen[0] == seen[1]
+        assert len(blocks) > 30 and len(set(blocks)) > 2  # some ended before their last token
+
+
+def told(draft, blocks: list[int]):
+    def drafting(*arguments):
+        tokens, seconds = draft(*arguments)
+        blocks.append(len(tokens))
+        return tokens, seconds
+
+    return drafting
+
+
+def one_reply(engine, plan: str, temperature: float, seed: int, stop: StopRule | None):
+    """Ids, who drew them, and what every level did: all but times."""
+    parsed = hsd.Plan.parse(plan)
+    names = parsed.names
+    readers = {name: Reader(engine._models[name], engine._models[name].new_cache()) for name in names}
+    prompt = [tiny.USER, *b"say it", tiny.END, tiny.ASSISTANT]
+    params = hsd.SamplingParams(temperature=temperature)
+    sequence = TokenSequence(list(prompt), len(prompt))
+    chain = Hierarchy(
+        make_levels(names, parsed.thresholds, readers.__getitem__, lambda: pytest.fail("no lookup here")),
+        sequence,
+        Sampler(params, prompt, tiny.VOCAB, "cpu", engine.upgrades.kernels),
+        end_ids={tiny.END},
+        limit=90,
+        rule="block",
+        coins=random.Random(seed),
+        stop=stop,
+    )
+    while not chain.finished:
+        chain.round()
+    levels = [(level.name, level.proposed, level.accepted, level.passes, level.width) for level in chain.statistics()]
+    contexts = [[(p.width, p.context) for p in readers[name].meter.passes] for name in names]
+    return sequence.tokens, sequence.origins, levels, contexts
 
 
 def test_an_id_that_the_model_does_not_know_reads_no_foreign_memory(root, tiles):
@@ -150,6 +221,48 @@ def test_weights_that_are_no_numbers_give_logits_that_are_none(root, tiles):
         assert model.forward(IDS[:width], model.new_cache(), 1).isnan().any()
 
 
+def test_it_draws_and_decides_as_the_plain_rules(root):
+    """Also where a lookup drafted, where the block is empty, and where a vocabulary ends inside a block."""
+    made = NativeKernels(Library(NativeSteps(wrapped(), root).path("native")))
+    for seed in range(200):
+        vocab = (128, 300, 257, 4096, 17)[seed % 5]
+        q, p, draft, coins = rows(random.Random(seed), 1 + seed % 9, vocab)
+        for rule in ("block", "token"):
+            for block, below, above in ((draft, q, p), (draft, list(draft), p), ([], [], p[:1])):
+                tossed = coins[: len(block) + 1]
+                want = verify.verify(block, below, above, tossed, rule)
+                assert verify.verify(block, below, above, tossed, rule, made) == want
+        logits = 5 * torch.randn(3, vocab, generator=torch.Generator().manual_seed(seed))
+        torch.testing.assert_close(made.rows(logits, 1.4), torch.softmax(1.4 * logits, -1), atol=1e-6, rtol=1e-5)
+        assert made.rows(logits, 0.0) == logits.argmax(-1).tolist()
+        out, same = torch.zeros(1, vocab), torch.zeros(1, vocab)
+        got, want = made.draw(logits[:1], 1.25, coins[0], out), Kernels().draw(logits[:1], 1.25, coins[0], same)
+        torch.testing.assert_close((*got, out), (*want, same), atol=1e-6, rtol=1e-5)
+        torch.testing.assert_close(made.top(logits[1:2], True), Kernels().top(logits[1:2], True), atol=1e-6, rtol=1e-5)
+
+
+def test_rows_that_are_no_distributions_are_told(root):
+    made = NativeKernels(Library(NativeSteps(wrapped(), root).path("native")))
+    good = torch.randn(1, 300)
+    for name, value in (("NaN", torch.nan), ("infinite", torch.inf)):
+        bad = good.clone()
+        bad[0, 7] = value
+        out = torch.zeros(1, 300)
+        assert made.top(bad, True)[0] == -1 and made.draw(bad, 1.0, 0.5, out)[0] == -1, name
+        assert made.rows(torch.cat((good, bad)), 0.0)[1] == -1, name
+        both = made.rows(torch.cat((good, bad)), 1.0)
+        assert both[0].isfinite().all() and both[1].isnan().all(), name
+        for rule in ("block", "token"):
+            with pytest.raises(verify.NoDistributionError):
+                verify.verify([7], torch.softmax(good, -1), both.flip(0), [0.5, 0.5], rule, made)
+    empty = torch.full((1, 300), -torch.inf)
+    assert made.top(empty, False)[0] == made.draw(empty, 1.0, 0.5, torch.zeros(1, 300))[0] == -1
+    few = empty.clone()
+    few[0, [3, 299]] = 0.0
+    drawn = {made.draw(few, 1.0, coin, torch.zeros(1, 300))[0] for coin in (0.0, 0.2, 0.5, 0.99999999)}
+    assert drawn == {3, 299}
+
+
 def test_what_it_cannot_compute_says_why_and_torch_compiles_it():
     assert refusal(wrapped()) is None
     assert "bfloat16" in refusal(wrap("m", tiny.model("llama", width=64), 512))
@@ -163,7 +276,7 @@ def test_a_library_that_fails_is_set_aside_for_its_model_and_torch_compiles_inst
     monkeypatch.setenv("HSD_COMPILE", "1")
     assert native_possible()
     folder = shutil.copytree(root, tmp_path / "compiled")
-    library = NativeSteps(wrapped(), folder).path("step")
+    library = NativeSteps(wrapped(), folder).path("native")
     library.write_bytes(library.read_bytes()[:1000])
     model = wrapped()
     upgrades = Upgrades({"m": model}, folder)
@@ -178,18 +291,19 @@ def test_a_step_that_computes_something_else_is_never_used(root, tmp_path):
         note.unlink()
     model, other = wrapped(), wrapped(seed=9)
     steps = NativeSteps(model, folder)
-    steps.load = lambda name: Library(steps.path(name)).step(other)
+    steps.load = lambda name: NativeStep(Library(steps.path(name)), other)
     assert not steps.attach() and model.kind == "lean-2"
-    assert "differs" in steps.failure("step").read_text() and steps.failed() and not steps.missing()
+    assert "differs" in steps.failure("native").read_text() and steps.failed() and not steps.missing()
 
 
 def test_a_compiler_that_fails_leaves_a_reason(tmp_path, monkeypatch):
-    broken = tmp_path / "source.cpp"
-    broken.write_text("int hsd_step( {")
-    monkeypatch.setattr(native, "SOURCE", broken)
+    broken = tmp_path / "sources"
+    broken.mkdir()
+    (broken / "step.cpp").write_text("int hsd_step( {")
+    monkeypatch.setattr(native, "SOURCES", broken)
     with pytest.raises(RuntimeError, match="error"):
-        native.compile_to(tmp_path / "step.so", building.compiler())
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["source.cpp"]
+        native.compile_to(tmp_path / "native.so", building.compiler())
+    assert [p.name for p in tmp_path.iterdir()] == ["sources"]
 
 
 def test_tests_and_switched_off_machines_stay_eager(monkeypatch):

@@ -95,10 +95,10 @@ def _measure(ask: BenchRequest, name: str, model: Any, repeats: int) -> dict[str
         upgrades.start()
         upgrades.wait(lambda line: ask.tell(f"{name}: {line}"))
         upgrades.adopt()
-        if lean.kind.endswith("compiled"):
-            fast = lean
-            eager = LeanModel(name, model, 1024)
-            means["ours, eager"], means["ours, compiled"] = _reader(eager, text), _reader(fast, text)
+        _, _, faster = lean.kind.partition("+")
+        if faster:
+            means["ours, eager"] = _reader(LeanModel(name, model, 1024), text)
+            means[f"ours, {faster}"] = _reader(lean, text)
         ask.tell(f"{name}: {parameters / 1e6:.2f}M parameters, {weights / 1e6:.1f} MB, {upgrades.state}")
         times = _interleaved(means, repeats)
     rate, flops = _read_rate(weights), _product_rate()

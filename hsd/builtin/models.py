@@ -22,14 +22,6 @@ class Shape:
     head_width: int = 64
 
 
-SHAPES: dict[str, Shape] = {
-    "tiny": Shape(width=128, layers=1, inner=384),  # 0.74M parameters
-    "small": Shape(width=192, layers=2, inner=512),  # 1.67M
-    "medium": Shape(width=256, layers=4, inner=640),  # 4.06M
-    "large": Shape(width=384, layers=6, inner=896),  # 11.3M, the target
-}
-
-
 LADDERS: dict[str, dict[str, Shape]] = {
     "cpu": {
         "tiny": Shape(width=128, layers=1, inner=384),  # 0.74M

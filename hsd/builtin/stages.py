@@ -24,6 +24,7 @@ from hsd.builtin.presets import Preset
 from hsd.builtin.replies import answer, encoded
 from hsd.builtin.stream import Encoded, Rounds, Stream, padded
 from hsd.errors import HsdError
+from hsd.loading.place import fast_bf16
 
 CPU = torch.device("cpu")
 TOKENIZER_ROUNDS = 3
@@ -195,7 +196,7 @@ def train_drafts(work: Work, stop_after: int | None = None) -> int:
     """
     p = work.preset
     learners = {name: Learner(work.fresh(name), p.draft_rates, work.compiled) for name in work.drafts}
-    half = torch.bfloat16 if work.device.type == "cuda" else torch.float32
+    half = torch.bfloat16 if work.device.type == "cuda" or fast_bf16() else torch.float32
     teacher = stored.load(store_target(work), work.device, half).eval()
     settings = work.settings(p.draft_steps, p.draft_rates, stop_after, lightest=0.5)
     stream = _draft_stream(work, teacher)

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from hsd.runtime.base import MAX_WIDTH, PREFILL_WIDTH, KVCache, LanguageModel
+from hsd.runtime.base import MAX_WIDTH, PREFILL_WIDTH, Drafting, KVCache, LanguageModel
 from hsd.runtime.fallback import TransformersModel
 from hsd.runtime.lean import LeanModel
 from hsd.runtime.reader import Meter, Pass, Reader
@@ -10,6 +10,7 @@ from hsd.runtime.reader import Meter, Pass, Reader
 __all__ = [
     "MAX_WIDTH",
     "PREFILL_WIDTH",
+    "Drafting",
     "KVCache",
     "LanguageModel",
     "LeanModel",

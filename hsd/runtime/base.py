@@ -7,16 +7,40 @@ Above this package nothing knows how a step is computed. Three things implement 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+
+from hsd.planning import StopRule
 
 MAX_WIDTH = 16
 """Widest pass that verification runs in one piece, in tokens; costs are measured and planned up to here."""
 
 PREFILL_WIDTH = 256
 """Widest pass of reading a prompt: wide enough for the matrix units, small enough to stop soon when asked to."""
+
+
+LONGEST_BLOCK = 64
+"""Most tokens that a model drafts in one call."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Drafting:
+    """How a model drafts blocks for itself, the same for all blocks of a chain.
+
+    Args:
+        scale: one over the temperature; 0 takes the likeliest token.
+        vocab: ids that may appear.
+        ends: behind one of these nothing is drafted.
+        stop: whether a further token pays; None drafts as many as asked for.
+    """
+
+    scale: float
+    vocab: int
+    ends: frozenset[int]
+    stop: StopRule | None
 
 
 class KVCache(Protocol):

@@ -28,7 +28,7 @@ from hsd import kernels
 from hsd.runtime import step
 from hsd.runtime.base import MAX_WIDTH
 from hsd.runtime.cache import LeanCache
-from hsd.runtime.lean import FastStep, LeanModel
+from hsd.runtime.lean import BlockDrafter, FastStep, LeanModel
 
 GRAPHS = {"one": (1, 1), "more": (2, MAX_WIDTH)}
 """Name of a compiled step -> the widths that it serves."""
@@ -122,6 +122,10 @@ class Steps(Artifacts):
         """The step that lies on disk under this name."""
         raise NotImplementedError
 
+    def drafter(self, steps: Mapping[int, FastStep]) -> BlockDrafter | None:
+        """What drafts whole blocks, if steps of these widths are used; None where nothing does."""
+        return None
+
     def fresh(self) -> bool:
         """Whether some are on disk that this model does not use yet."""
         return any(g not in self._loaded for g in self.found())
@@ -172,7 +176,7 @@ class Steps(Artifacts):
                     times[width] = compare(self.model, runner, width)
                 if times[width][1] < _CLEARLY * times[width][0]:
                     steps[width] = runner
-        self.model.use(steps, self.means if steps else "")
+        self.model.use(steps, self.means if steps else "", self.drafter(steps))
         with contextlib.suppress(OSError):
             write(self._note, json.dumps({str(w): times[w] for w in sorted(times)}))
 

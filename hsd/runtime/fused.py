@@ -15,12 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from hsd import kernels
-from hsd.kernels import Kernels
+from hsd.kernels import LONGEST, Kernels
 from hsd.runtime.compiled import Artifacts, environment, load
 
 NAMES = ("pick", "best", "block_wise", "token_wise")
-SHORTEST, LONGEST = 2, 64
-"""Lengths of the blocks that the compiled rules take."""
+SHORTEST = 2
+"""Shortest block that the compiled rules take."""
 
 
 class CompiledKernels(Artifacts):

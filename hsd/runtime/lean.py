@@ -12,12 +12,13 @@ graphs on a GPU. Both are handed in from outside and work on the same cache.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from hsd.errors import ModelError
+from hsd.runtime.base import Drafting
 from hsd.runtime.cache import LeanCache
 from hsd.runtime.step import Layer, Linear, Product, Shape, Weights, causal, step
 
@@ -26,6 +27,22 @@ _FIXED_ROPES = ("default", "linear", "llama3", "yarn")  # tables that do not cha
 
 FastStep = Callable[[Sequence[int], LeanCache, int], Tensor]
 """Reads ids behind a cache that has room for them, and gives logits of the last n; `LeanModel` sets the new length."""
+
+
+class BlockDrafter(Protocol):
+    """Drafts whole blocks without coming back in between."""
+
+    def draft(
+        self,
+        ids: Sequence[int],
+        cache: LeanCache,
+        most: int,
+        coins: Sequence[float],
+        rows: Tensor | None,
+        how: Drafting,
+    ) -> tuple[list[int], list[float]]:
+        """See `LeanModel.draft`; the cache has room, and its length is left alone."""
+        ...
 
 
 def refusal(model: Any) -> str | None:
@@ -78,6 +95,7 @@ class LeanModel:
         layers = [_layer(layer) for layer in model.model.layers[: config.num_hidden_layers]]
         self.weights = Weights(embedding, layers, model.model.norm.weight.detach(), _product([model.lm_head]), cos, sin)
         self._fast: dict[int, FastStep] = {}
+        self._drafter: BlockDrafter | None = None
         self._means = ""
 
     @property
@@ -85,14 +103,16 @@ class LeanModel:
         """How a step is computed: costs that were measured for another kind do not hold."""
         return f"lean-2{self._means}"
 
-    def use(self, steps: Mapping[int, FastStep], means: str) -> None:
+    def use(self, steps: Mapping[int, FastStep], means: str, drafter: BlockDrafter | None = None) -> None:
         """From now on passes of these widths run by these steps, all others eagerly.
 
         Args:
             steps: width -> step.
             means: what they are, in a word; "" for none.
+            drafter: drafts whole blocks by the same means.
         """
         self._fast = dict(steps)
+        self._drafter = drafter
         self._means = f"+{means}" if means else ""
 
     def new_cache(self) -> LeanCache:
@@ -118,6 +138,40 @@ class LeanModel:
         logits = fast(ids, cache, last) if fast is not None else self.eager(ids, cache, last)
         cache.length = end
         return logits
+
+    @property
+    def drafts(self) -> bool:
+        """Whether `draft` can be used now."""
+        return self._drafter is not None
+
+    def draft(
+        self,
+        ids: Sequence[int],
+        cache: LeanCache,
+        most: int,
+        coins: Sequence[float],
+        rows: Tensor | None,
+        how: Drafting,
+    ) -> tuple[list[int], list[float]]:
+        """Drafts up to `most` tokens behind `ids`, each from the model's own distribution: one call for a block.
+
+        Args:
+            ids: 1 to 16 tokens that the cache does not hold yet.
+            cache: extended by them and by all that is drafted but the last token.
+            most: at least 1; there is room for so many.
+            coins: one for each, in [0, 1).
+            rows: float32 `(at least most, vocab)`, takes the distributions; None where the likeliest are taken.
+            how: settings.
+
+        Returns:
+            The tokens, and the seconds of each pass. The last token is -1 if its row is no distribution.
+        """
+        assert self._drafter is not None, "see `drafts`"
+        end = cache.length + len(ids)
+        cache.reserve(min(end + most - 1, self.context))
+        tokens, seconds = self._drafter.draft(ids, cache, most, coins, rows, how)
+        cache.length = end + len(tokens) - 1 if tokens else cache.length
+        return tokens, seconds
 
     def eager(self, ids: Sequence[int], cache: LeanCache, last: int) -> Tensor:
         """A pass as a list of tensor operations; what every faster step is compared with. Needs reserved room."""

@@ -9,7 +9,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from hsd.runtime.base import MAX_WIDTH, PREFILL_WIDTH, KVCache, LanguageModel
+from hsd.runtime.base import LONGEST_BLOCK, MAX_WIDTH, PREFILL_WIDTH, Drafting, KVCache, LanguageModel
+from hsd.runtime.cache import LeanCache
+from hsd.runtime.lean import LeanModel
 
 
 @dataclass(slots=True)
@@ -45,6 +47,10 @@ class Meter:
         self._passes.append(entry)
         self._pending.append((entry, begin, end))
         return logits
+
+    def keep(self, entry: Pass) -> None:
+        """Keeps a pass that somebody else has timed, on a processor."""
+        self._passes.append(entry)
 
     @property
     def passes(self) -> list[Pass]:
@@ -118,6 +124,32 @@ class Reader:
             start = self.cache.length
             self._forward(sequence[start : start + PREFILL_WIDTH], 0)
         return True
+
+    def draft(
+        self, sequence: Sequence[int], most: int, coins: Sequence[float], rows: Tensor | None, how: Drafting
+    ) -> list[int] | None:
+        """Drafts up to `most` tokens behind the sequence, in one call of the runtime.
+
+        Args:
+            sequence: all tokens; the cache holds a prefix of them.
+            most, coins, rows, how: see `LeanModel.draft`.
+
+        Returns:
+            The tokens, -1 for a row that is no distribution; None if this model cannot draft blocks, or not now.
+        """
+        model, cache = self.model, self.cache
+        if not (isinstance(model, LeanModel) and isinstance(cache, LeanCache) and model.drafts):
+            return None
+        self.rewind(len(sequence) - 1)
+        start = cache.length
+        width = len(sequence) - start
+        if width > MAX_WIDTH or most > LONGEST_BLOCK:
+            return None
+        tokens, seconds = model.draft(sequence[start:], cache, most, coins, rows, how)
+        for i, spent in enumerate(seconds):
+            before = start + width + i - 1 if i else start
+            self.meter.keep(Pass(1 if i else width, before, 1, spent))
+        return tokens
 
     def _forward(self, ids: Sequence[int], last: int) -> Tensor:
         cache, before = self.cache, self.cache.length

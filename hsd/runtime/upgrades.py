@@ -11,9 +11,11 @@ from hsd.runtime import native
 from hsd.runtime.base import LanguageModel
 from hsd.runtime.building import Builder, compiler
 from hsd.runtime.compiled import Artifacts, CompiledSteps, Steps, prune, refusal
+from hsd.runtime.drawing import NativeDrawing
 from hsd.runtime.fused import CompiledKernels
 from hsd.runtime.graphs import GraphedSteps
 from hsd.runtime.lean import LeanModel
+from hsd.runtime.native_steps import NativeSteps
 
 OFF = "HSD_COMPILE"
 """Environment variable that keeps steps eager where it is 0: for tests, and for machines with better things to do."""
@@ -47,7 +49,9 @@ class Upgrades:
                 else:
                     self.refused[name] = found
             prune(folder)
-        self._kernels = CompiledKernels(vocab, folder) if self._steps and folder and vocab else None
+        self._kernels: NativeDrawing | CompiledKernels | None = None
+        if folder and self._steps and vocab:
+            self._kernels = NativeDrawing(folder) if native_possible() else CompiledKernels(vocab, folder)
         # On a GPU the plain functions already keep everything there.
         self.kernels = Kernels() if all(map(_on_gpu, models.values())) else None
         self.adopt()
@@ -107,7 +111,7 @@ def native_possible() -> bool:
 def _best(model: LanguageModel, folder: Path) -> Steps | str:
     """Steps of our own where this processor can compute them and they have not failed, else torch's; or why neither."""
     if isinstance(model, LeanModel) and native.refusal(model) is None:
-        steps = native.NativeSteps(model, folder)
+        steps = NativeSteps(model, folder)
         if not steps.failed():
             return steps
     why = refusal(model)

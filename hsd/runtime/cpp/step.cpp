@@ -12,17 +12,17 @@
 // Every lane is computed by the same operations in the same order whatever the number of lanes. With tiles a pass over
 // five tokens therefore gives, bit for bit, what five passes over one token give.
 
-#include <immintrin.h>
 #include <omp.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include <algorithm>
+#include <chrono>
 #include <cmath>
 #include <cstddef>
-#include <cstdint>
-#include <cstring>
 
-typedef uint16_t bf16;
+#include "draw.h"
+#include "products.h"
 
 extern "C" {
 // Mirrored by `hsd.runtime.native._Layer` and `_Model`. Matrices are row-major (out, in); biases may be null.
@@ -37,114 +37,43 @@ struct Model {
   const float *cos, *sin;  // (context, head_dim); the sine's first half carries the minus sign
   const Layer* layer;
 };
+// Mirrored by `_Block`: what a model drafts for itself, token after token.
+struct Block {
+  int64_t most;         // tokens
+  const double* coins;  // one for each
+  double scale;         // one over the temperature; 0 takes the likeliest
+  int64_t vocab;        // ids that may appear
+  const int64_t* ends;  // behind one of these nothing is drafted
+  int64_t end_count;
+  int64_t by_value;  // whether to stop by value (`hsd.planning.StopRule`), with what follows
+  double mean, token_ms, draft_ms;
+  const double *edges, *survival;
+  int64_t edge_count;
+  float* rows;      // takes the distributions, (most, vocab), unless the likeliest are taken
+  int64_t* tokens;  // takes the tokens
+  double* seconds;  // takes the time of each pass
+};
 }
 
 namespace {
 
-constexpr int kLanes = 16;   // most tokens of a pass
-constexpr int kRows = 16;    // rows of a tile
-constexpr int kDepth = 32;   // columns of a tile
-constexpr int kTiles = 4;    // tiles of weights in flight
-constexpr int kThreads = 64; // most threads
+constexpr int kThreads = 64;  // most threads
 
 inline int64_t rounded(int64_t n) { return (n + 15) / 16 * 16; }
 
-// ---------------------------------------------------------------- products
-
-struct __attribute__((packed)) TileConfig {
-  uint8_t palette = 1, start = 0, reserved[14] = {};
-  uint16_t bytes[16] = {};
-  uint8_t rows[16] = {};
-};
-
-__attribute__((target("amx-tile"))) void configure(int lanes) {
-  TileConfig c;
-  for (int i = 0; i < 8; i++) {
-    c.rows[i] = 16;
-    c.bytes[i] = i == 4 || i == 5 ? 64 : lanes * 4;  // 0 to 3: sums; 4, 5: weights; 6: input
-  }
-  // The intrinsics do not tell every compiler that they read all of what they are pointed to.
-  __asm__ volatile("" : : "r"(&c) : "memory");
-  _tile_loadconfig(&c);
-}
-
-__attribute__((target("amx-tile"))) void release() { _tile_release(); }
-
-// Sums of `Count` blocks of 16 rows with all lanes: out[block][row][lane].
-template <int Count>
-__attribute__((target("amx-tile,amx-bf16"))) void tiled(const bf16* const* w, int64_t depth, const bf16* x, int lanes,
-                                                        float (*out)[kRows * kLanes]) {
-  const int64_t row = depth * 2, pair = (lanes == 1 ? 1 : kLanes) * 4;
-  __asm__ volatile("" : : "r"(x) : "memory");
-  _tile_zero(0);
-  if (Count > 1) _tile_zero(1);
-  if (Count > 2) _tile_zero(2);
-  if (Count > 3) _tile_zero(3);
-  for (int64_t k = 0; k < depth; k += kDepth) {
-    _tile_loadd(6, reinterpret_cast<const char*>(x) + k / 2 * pair, pair);
-    _tile_loadd(4, w[0] + k, row);
-    _tile_dpbf16ps(0, 4, 6);
-    if (Count > 1) {
-      _tile_loadd(5, w[1] + k, row);
-      _tile_dpbf16ps(1, 5, 6);
-    }
-    if (Count > 2) {
-      _tile_loadd(4, w[2] + k, row);
-      _tile_dpbf16ps(2, 4, 6);
-    }
-    if (Count > 3) {
-      _tile_loadd(5, w[3] + k, row);
-      _tile_dpbf16ps(3, 5, 6);
-    }
-  }
-  _tile_stored(0, out[0], pair);
-  if (Count > 1) _tile_stored(1, out[1], pair);
-  if (Count > 2) _tile_stored(2, out[2], pair);
-  if (Count > 3) _tile_stored(3, out[3], pair);
-}
-
-// The same without a matrix unit. Several tokens: a lane each, every weight pair handed to all of them. One token: the
-// lanes lie along the row and are added up at its end, in another order than above.
-void dotted(const bf16* w, int64_t depth, const bf16* x, int lanes, float* out) {
-  if (lanes == 1) {
-    for (int i = 0; i < kRows; i += 4) {
-      __m512 sum[4] = {_mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps()};
-      for (int64_t k = 0; k < depth; k += 32) {
-        const __m512bh v = (__m512bh)_mm512_loadu_si512(x + k);
-        for (int j = 0; j < 4; j++)
-          sum[j] = _mm512_dpbf16_ps(sum[j], (__m512bh)_mm512_loadu_si512(w + (i + j) * depth + k), v);
-      }
-      for (int j = 0; j < 4; j++) out[i + j] = _mm512_reduce_add_ps(sum[j]);
-    }
-    return;
-  }
-  for (int i = 0; i < kRows; i += 8) {
-    __m512 sum[8];
-    for (int j = 0; j < 8; j++) sum[j] = _mm512_setzero_ps();
-    for (int64_t k = 0; k < depth; k += 2) {
-      const __m512bh v = (__m512bh)_mm512_loadu_si512(x + k * kLanes);
-      for (int j = 0; j < 8; j++) {
-        int32_t both;
-        std::memcpy(&both, w + (i + j) * depth + k, 4);
-        sum[j] = _mm512_dpbf16_ps(sum[j], (__m512bh)_mm512_set1_epi32(both), v);
-      }
-    }
-    for (int j = 0; j < 8; j++) _mm512_storeu_ps(out + (i + j) * kLanes, sum[j]);
-  }
-}
-
 struct Pass {
   const Model& m;
-  int lanes;     // new tokens
-  int stride;    // floats of a feature: 1 or 16
-  int64_t start; // tokens before them
+  int lanes;      // new tokens
+  int stride;     // floats of a feature: 1 or 16
+  int group;      // lanes of a group in the input of products
+  int64_t start;  // tokens before them
 
   template <int Count>
   void blocks(const bf16* const* w, int64_t depth, const bf16* x, float (*out)[kRows * kLanes]) const {
     if (m.tiles) {
       tiled<Count>(w, depth, x, lanes, out);
     } else {
-      for (int i = 0; i < Count; i++) dotted(w[i], depth, x, lanes, out[i]);
+      for (int i = 0; i < Count; i++) dotted(w[i], depth, x, group, out[i]);
     }
   }
 
@@ -186,47 +115,10 @@ struct Pass {
   }
 };
 
-// ---------------------------------------------------------------- small parts
-
-inline float widened(bf16 v) {
-  const uint32_t bits = uint32_t(v) << 16;
-  float out;
-  std::memcpy(&out, &bits, 4);
-  return out;
-}
-
-inline __m512 widened16(const bf16* v) {
-  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)v)), 16));
-}
-
-inline __m256i narrowed(__m512 v) { return (__m256i)_mm512_cvtneps_pbh(v); }
-
-// e to the power of x, within 2e-7 of its value.
-inline __m512 exponential(__m512 x) {
-  const __m512 y = _mm512_mul_ps(x, _mm512_set1_ps(1.44269504f));
-  const __m512 whole = _mm512_roundscale_ps(y, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-  const __m512 r = _mm512_sub_ps(y, whole);
-  __m512 p = _mm512_set1_ps(1.54035304e-4f);
-  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.33335581e-3f));
-  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(9.61812911e-3f));
-  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(5.55041087e-2f));
-  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(2.40226507e-1f));
-  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(6.93147181e-1f));
-  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.0f));
-  return _mm512_scalef_ps(p, whole);
-}
-
 inline __m512 gated(__m512 gate, __m512 up) {
   const __m512 one = _mm512_set1_ps(1.0f);
   const __m512 e = exponential(_mm512_sub_ps(_mm512_setzero_ps(), gate));
   return _mm512_mul_ps(_mm512_div_ps(gate, _mm512_add_ps(one, e)), up);
-}
-
-// Two features of all lanes as what a product takes.
-inline void put_pair(bf16* x, int64_t feature, __m512 even, __m512 odd) {
-  const __m512i lo = _mm512_cvtepu16_epi32(narrowed(even));
-  const __m512i hi = _mm512_slli_epi32(_mm512_cvtepu16_epi32(narrowed(odd)), 16);
-  _mm512_storeu_si512(x + feature * kLanes, _mm512_or_si512(lo, hi));
 }
 
 // 16 sums of 16 lanes each.
@@ -242,7 +134,8 @@ inline __m512 sums(const __m512* v) {
     b[i] = _mm512_add_ps(lo, hi);  // in every quarter: one sum of each of v[4i] … v[4i+3]
   }
   for (int i = 0; i < 2; i++) {
-    const __m512 lo = _mm512_shuffle_f32x4(b[2 * i], b[2 * i + 1], 0x88), hi = _mm512_shuffle_f32x4(b[2 * i], b[2 * i + 1], 0xdd);
+    const __m512 lo = _mm512_shuffle_f32x4(b[2 * i], b[2 * i + 1], 0x88),
+                 hi = _mm512_shuffle_f32x4(b[2 * i], b[2 * i + 1], 0xdd);
     a[i] = _mm512_add_ps(lo, hi);
   }
   const __m512 lo = _mm512_shuffle_f32x4(a[0], a[1], 0x88), hi = _mm512_shuffle_f32x4(a[0], a[1], 0xdd);
@@ -322,6 +215,7 @@ struct Residual {
   float* hidden;
   bf16* x;
   const bf16 *bias, *norm;
+  int group;
   __m512 squares = _mm512_setzero_ps();
   float square = 0;
 
@@ -334,7 +228,7 @@ struct Residual {
       _mm512_storeu_ps(hidden + (n + i) * kLanes, y);
       squares = _mm512_fmadd_ps(y, y, squares);
       scaled[i & 1] = _mm512_mul_ps(y, _mm512_set1_ps(widened(norm[n + i])));
-      if (i & 1) put_pair(x, n + i - 1, scaled[0], scaled[1]);
+      if (i & 1) put_pair(x, n + i - 1, scaled[0], scaled[1], group);
     }
   }
 
@@ -350,8 +244,10 @@ struct Residual {
   void operator()(int64_t n, const float* sums, int stride) { stride == 1 ? one(n, sums) : many(n, sums); }
 
   void keep(float* out, int stride) const {
-    if (stride == 1) *out = square;
-    else _mm512_storeu_ps(out, squares);
+    if (stride == 1)
+      *out = square;
+    else
+      _mm512_storeu_ps(out, squares);
   }
 };
 
@@ -411,7 +307,7 @@ void work(const Pass& pass, const Scratch& s, const int64_t* ids, float* const* 
   const Share own(m.width, kRows, t, threads);
   if (m.tiles) configure(lanes);
 
-  Residual begun{s.hidden, s.x, nullptr, m.layers ? m.layer[0].input_norm : m.norm};
+  Residual begun{s.hidden, s.x, nullptr, m.layers ? m.layer[0].input_norm : m.norm, pass.group};
   for (int64_t n = own.begin; n < own.end; n += kRows) {
     alignas(64) float embedded[kRows * kLanes] = {};
     for (int lane = 0; lane < lanes; lane++)
@@ -465,13 +361,13 @@ void work(const Pass& pass, const Scratch& s, const int64_t* ids, float* const* 
         uint32_t pair;
         for (int64_t i = 0; i < size; i += 2) {
           std::memcpy(&pair, rounded_out + i, 4);
-          std::memcpy(s.attended + (head * size + i) * kLanes + 2 * lane, &pair, 4);
+          std::memcpy(s.attended + 2 * pair_at(head * size + i, lane, pass.group), &pair, 4);
         }
       }
     }
 #pragma omp barrier
 
-    Residual attended{s.hidden, s.x, layer.out_bias, layer.post_norm};
+    Residual attended{s.hidden, s.x, layer.out_bias, layer.post_norm, pass.group};
     pass.product(layer.out, m.heads * size, s.attended, own.begin, own.end,
                  [&](int64_t n, const float* sums) { attended(n, sums, stride); });
     attended.keep(s.squares + t * kLanes, stride);
@@ -486,13 +382,14 @@ void work(const Pass& pass, const Scratch& s, const int64_t* ids, float* const* 
                           for (int i = 0; i < rows; i++) {
                             made[i & 1] = gated(finished(gate, i, scale, gate_bias, n, stride),
                                                 finished(up, i, scale, up_bias, n, stride));
-                            if (i & 1) put_pair(s.inner, n + i - 1, made[0], made[1]);
+                            if (i & 1) put_pair(s.inner, n + i - 1, made[0], made[1], pass.group);
                           }
                           if (stride == 1) _mm256_storeu_si256((__m256i*)(s.inner + n), narrowed(made[0]));
                         });
 #pragma omp barrier
 
-    Residual grown{s.hidden, s.x, layer.down_bias, at + 1 < m.layers ? m.layer[at + 1].input_norm : m.norm};
+    const bf16* next = at + 1 < m.layers ? m.layer[at + 1].input_norm : m.norm;
+    Residual grown{s.hidden, s.x, layer.down_bias, next, pass.group};
     pass.product(layer.down, m.inner, s.inner, own.begin, own.end,
                  [&](int64_t n, const float* sums) { grown(n, sums, stride); });
     grown.keep(s.squares + t * kLanes, stride);
@@ -532,10 +429,38 @@ int hsd_step(const Model* m, const int64_t* ids, int lanes, int64_t start, float
              char* scratch) {
   for (int i = 0; i < lanes; i++)
     if (ids[i] < 0 || ids[i] >= m->vocab) return 1;
-  const Pass pass{*m, lanes, lanes == 1 ? 1 : kLanes, start};
+  const Pass pass{*m, lanes, lanes == 1 ? 1 : kLanes, grouped(lanes, m->tiles), start};
   const Scratch shared(*m, scratch);
 #pragma omp parallel num_threads(int(m->threads))
   work(pass, shared, ids, cache, last, logits, omp_get_thread_num(), omp_get_num_threads());
   return 0;
+}
+
+// Drafts a block behind `ids`, of which at least the last is not cached yet. How many tokens: -1 if an id is none of
+// the model's, -2 if a row is no distribution.
+int64_t hsd_draft(const Model* m, const int64_t* ids, int lanes, int64_t start, float* const* cache, float* logits,
+                  char* scratch, const Block* b) {
+  double chance = 1;
+  int64_t count = 0;
+  while (count < b->most && (!b->by_value || chance * b->mean * b->token_ms > b->draft_ms)) {
+    const auto begun = std::chrono::steady_clock::now();
+    if (hsd_step(m, count ? b->tokens + count - 1 : ids, count ? 1 : lanes, start, cache, 1, logits, scratch))
+      return -1;
+    start += count ? 1 : lanes;
+    b->seconds[count] = std::chrono::duration<double>(std::chrono::steady_clock::now() - begun).count();
+    double sure = 1;
+    int64_t token;
+    if (b->scale > 0) {
+      token = hsd_pick(logits, b->vocab, float(b->scale), b->coins[count], b->rows + count * b->vocab, &sure);
+    } else {
+      hsd_best(logits, 1, m->vocab, b->vocab, &token);
+      if (b->by_value && token >= 0) sure = hsd_sure(logits, b->vocab);
+    }
+    if (token < 0) return -2;
+    b->tokens[count++] = token;
+    if (std::find(b->ends, b->ends + b->end_count, token) != b->ends + b->end_count) break;
+    if (b->by_value) chance *= b->survival[std::upper_bound(b->edges, b->edges + b->edge_count, sure) - b->edges];
+  }
+  return count;
 }
 }

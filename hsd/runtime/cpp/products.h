@@ -1,0 +1,152 @@
+// Blocks of 16 rows of a weight times all new tokens, by the matrix unit or by dot products: what a step consists of.
+//
+// The input is pairs of features, a lane per token, in groups of lanes (`pair_at`): with tiles x[feature / 2][lane][2].
+// Sums come out as out[row][lane], 16 lanes, or 1 where there is one token.
+
+#pragma once
+
+#include <immintrin.h>
+
+#include <cstdint>
+#include <cstring>
+
+#include "vectors.h"
+
+constexpr int kLanes = 16;  // most tokens of a pass
+constexpr int kRows = 16;   // rows of a tile
+constexpr int kDepth = 32;  // columns of a tile
+constexpr int kTiles = 4;   // tiles of weights in flight
+
+struct __attribute__((packed)) TileConfig {
+  uint8_t palette = 1, start = 0, reserved[14] = {};
+  uint16_t bytes[16] = {};
+  uint8_t rows[16] = {};
+};
+
+__attribute__((target("amx-tile"))) inline void configure(int lanes) {
+  TileConfig c;
+  for (int i = 0; i < 8; i++) {
+    c.rows[i] = 16;
+    c.bytes[i] = i == 4 || i == 5 ? 64 : lanes * 4;  // 0 to 3: sums; 4, 5: weights; 6: input
+  }
+  // The intrinsics do not tell every compiler that they read all of what they are pointed to.
+  __asm__ volatile("" : : "r"(&c) : "memory");
+  _tile_loadconfig(&c);
+}
+
+__attribute__((target("amx-tile"))) inline void release() { _tile_release(); }
+
+// Sums of `Count` blocks of 16 rows with all lanes: out[block][row][lane].
+template <int Count>
+__attribute__((target("amx-tile,amx-bf16"))) inline void tiled(const bf16* const* w, int64_t depth, const bf16* x,
+                                                               int lanes, float (*out)[kRows * kLanes]) {
+  const int64_t row = depth * 2, pair = (lanes == 1 ? 1 : kLanes) * 4;
+  __asm__ volatile("" : : "r"(x) : "memory");
+  _tile_zero(0);
+  if (Count > 1) _tile_zero(1);
+  if (Count > 2) _tile_zero(2);
+  if (Count > 3) _tile_zero(3);
+  for (int64_t k = 0; k < depth; k += kDepth) {
+    _tile_loadd(6, reinterpret_cast<const char*>(x) + k / 2 * pair, pair);
+    _tile_loadd(4, w[0] + k, row);
+    _tile_dpbf16ps(0, 4, 6);
+    if (Count > 1) {
+      _tile_loadd(5, w[1] + k, row);
+      _tile_dpbf16ps(1, 5, 6);
+    }
+    if (Count > 2) {
+      _tile_loadd(4, w[2] + k, row);
+      _tile_dpbf16ps(2, 4, 6);
+    }
+    if (Count > 3) {
+      _tile_loadd(5, w[3] + k, row);
+      _tile_dpbf16ps(3, 5, 6);
+    }
+  }
+  _tile_stored(0, out[0], pair);
+  if (Count > 1) _tile_stored(1, out[1], pair);
+  if (Count > 2) _tile_stored(2, out[2], pair);
+  if (Count > 3) _tile_stored(3, out[3], pair);
+}
+
+// Lanes in a group: with tiles 16, or 1 where there is one token; without, no more than there have to be.
+inline int grouped(int lanes, bool tiles) {
+  if (lanes == 1) return 1;
+  if (tiles || lanes > 8) return 16;
+  return lanes > 4 ? 8 : lanes > 2 ? 4 : 2;
+}
+
+// Where a pair of features of one lane lies in the input, in pairs: [group of features][lane][pair of the group].
+inline int64_t pair_at(int64_t feature, int64_t lane, int group) {
+  const int64_t wide = 32 / group;
+  return feature / wide * 16 + lane * (16 / group) + feature % wide / 2;
+}
+
+template <int Group>
+inline __m512i handed_out(const bf16* w) {  // 32 / Group columns of a row, to every lane
+  if (Group == 1) return _mm512_loadu_si512(w);
+  if (Group == 2) return _mm512_broadcast_i64x4(_mm256_loadu_si256((const __m256i*)w));
+  if (Group == 4) return _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i*)w));
+  int64_t eight;
+  int32_t four;
+  if (Group == 8) {
+    std::memcpy(&eight, w, 8);
+    return _mm512_set1_epi64(eight);
+  }
+  std::memcpy(&four, w, 4);
+  return _mm512_set1_epi32(four);
+}
+
+// The same sums without a matrix unit. The fewer tokens, the more columns of a row go into one dot product; its parts
+// are added up at the end of the row, so the order of the sums depends on the group.
+template <int Group>
+inline void dotted(const bf16* w, int64_t depth, const bf16* x, float* out) {
+  constexpr int kAtOnce = 8;
+  for (int i = 0; i < kRows; i += kAtOnce) {
+    __m512 sum[kAtOnce];
+    for (int j = 0; j < kAtOnce; j++) sum[j] = _mm512_setzero_ps();
+    for (int64_t k = 0; k < depth; k += 32 / Group) {
+      const __m512bh v = (__m512bh)_mm512_loadu_si512(x + k * Group);
+      for (int j = 0; j < kAtOnce; j++)
+        sum[j] = _mm512_dpbf16_ps(sum[j], (__m512bh)handed_out<Group>(w + (i + j) * depth + k), v);
+    }
+    for (int j = 0; j < kAtOnce; j++) {
+      __m512 s = sum[j];
+      if (Group == 1) {
+        out[i + j] = _mm512_reduce_add_ps(s);
+        continue;
+      }
+      if (Group < 16) s = _mm512_add_ps(s, _mm512_permute_ps(s, 0xb1));
+      if (Group < 8) s = _mm512_add_ps(s, _mm512_permute_ps(s, 0x4e));
+      if (Group < 4) s = _mm512_add_ps(s, _mm512_shuffle_f32x4(s, s, 0xb1));
+      const __mmask16 firsts = Group == 16 ? 0xffff : Group == 8 ? 0x5555 : Group == 4 ? 0x1111 : 0x0101;
+      _mm512_storeu_ps(out + (i + j) * kLanes, _mm512_maskz_compress_ps(firsts, s));
+    }
+  }
+}
+
+inline void dotted(const bf16* w, int64_t depth, const bf16* x, int group, float* out) {
+  switch (group) {
+    case 1:
+      return dotted<1>(w, depth, x, out);
+    case 2:
+      return dotted<2>(w, depth, x, out);
+    case 4:
+      return dotted<4>(w, depth, x, out);
+    case 8:
+      return dotted<8>(w, depth, x, out);
+    default:
+      return dotted<16>(w, depth, x, out);
+  }
+}
+
+// Two features of all lanes as what a product takes.
+inline void put_pair(bf16* x, int64_t feature, __m512 even, __m512 odd, int group) {
+  const __m512i lo = _mm512_cvtepu16_epi32(narrowed(even));
+  const __m512i both = _mm512_or_si512(lo, _mm512_slli_epi32(_mm512_cvtepu16_epi32(narrowed(odd)), 16));
+  bf16* at = x + 2 * pair_at(feature, 0, group);
+  if (group == 16) return _mm512_storeu_si512(at, both);
+  const __m512i lanes = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+  const __m512i places = _mm512_mullo_epi32(lanes, _mm512_set1_epi32(16 / group));
+  _mm512_mask_i32scatter_epi32(at, (__mmask16)((1 << group) - 1), places, both, 4);
+}

@@ -1,0 +1,161 @@
+"""The native library's steps of one model, and the blocks that it drafts for itself."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hsd.planning.stopping import EDGES
+from hsd.runtime.base import LONGEST_BLOCK, MAX_WIDTH, Drafting
+from hsd.runtime.cache import LeanCache
+from hsd.runtime.compiled import Steps, write
+from hsd.runtime.lean import BlockDrafter, FastStep, LeanModel
+from hsd.runtime.native import NAME, Library, abilities, described, fingerprint, sizes
+
+_IDS = [ctypes.c_int64 * n for n in range(MAX_WIDTH + 1)]
+
+
+class _Block(ctypes.Structure):
+    """`Block` of the source."""
+
+    _fields_ = [
+        *(("most", ctypes.c_int64), ("coins", ctypes.c_void_p), ("scale", ctypes.c_double), ("vocab", ctypes.c_int64)),
+        *(("ends", ctypes.c_void_p), ("end_count", ctypes.c_int64), ("by_value", ctypes.c_int64)),
+        *((name, ctypes.c_double) for name in ("mean", "token_ms", "draft_ms")),
+        *(("edges", ctypes.c_void_p), ("survival", ctypes.c_void_p), ("edge_count", ctypes.c_int64)),
+        *((name, ctypes.c_void_p) for name in ("rows", "tokens", "seconds")),
+    ]
+
+
+class NativeStep:
+    """A model's passes over 1 to 16 tokens (a `FastStep`), and blocks that it drafts for itself.
+
+    Logits lie in one buffer: they hold until the next call.
+
+    Args:
+        library: what computes them.
+        model: one for which `native.refusal` gives None.
+        tiles: whether to use the matrix unit; default where there is one.
+    """
+
+    def __init__(self, library: Library, model: LeanModel, tiles: bool | None = None) -> None:
+        seen, self._alive = described(model, library.tiles if tiles is None else tiles)
+        self._model = ctypes.byref(seen)
+        functions = library.functions
+        self._step, self._draft = functions.hsd_step, functions.hsd_draft
+        self._scratch = torch.zeros(functions.hsd_scratch(self._model) + 64, dtype=torch.uint8)
+        self._at = self._scratch.data_ptr() + -self._scratch.data_ptr() % 64
+        self._logits = torch.empty((MAX_WIDTH, model.vocab), dtype=torch.float32)
+        self._out = self._logits.data_ptr()
+        self._vocab = model.vocab
+        self._how: Drafting | None = None
+        self._block = _Block()
+        self._held: tuple[Any, ...] = ()
+
+    def __call__(self, ids: Sequence[int], cache: LeanCache, last: int) -> Tensor:
+        """See `FastStep`."""
+        width, given = len(ids), _IDS[len(ids)](*ids)
+        if self._step(self._model, given, width, cache.length, cache.addresses(), last, self._out, self._at):
+            raise self._unknown()
+        return self._logits[:last]
+
+    def draft(
+        self,
+        ids: Sequence[int],
+        cache: LeanCache,
+        most: int,
+        coins: Sequence[float],
+        rows: Tensor | None,
+        how: Drafting,
+    ) -> tuple[list[int], list[float]]:
+        """See `LeanModel.draft`."""
+        if how is not self._how:
+            self._prepare(how)
+        block, (tokens, seconds, tossed) = self._block, self._held[:3]
+        tossed[:most] = coins[:most]
+        block.most = most
+        block.rows = None if rows is None else rows.data_ptr()
+        count = self._draft(
+            *(self._model, _IDS[len(ids)](*ids), len(ids), cache.length, cache.addresses()),
+            *(self._out, self._at, ctypes.byref(block)),
+        )
+        if count == -1:
+            raise self._unknown()
+        return [-1] if count < 0 else tokens[:count], seconds[: max(count, 1)]
+
+    def _prepare(self, how: Drafting) -> None:
+        """Settings as the library reads them."""
+        tokens, seconds, tossed = (
+            (ctypes.c_int64 * LONGEST_BLOCK)(),
+            *((ctypes.c_double * LONGEST_BLOCK)() for _ in range(2)),
+        )
+        ends = (ctypes.c_int64 * len(how.ends))(*how.ends)
+        block = _Block(scale=how.scale, vocab=how.vocab, end_count=len(how.ends), by_value=how.stop is not None)
+        arrays: dict[str, Any] = {"tokens": tokens, "seconds": seconds, "coins": tossed, "ends": ends}
+        if how.stop is not None:
+            chances = how.stop.calibration
+            block.mean, block.token_ms, block.draft_ms = chances.mean, how.stop.token_ms, how.stop.draft_ms
+            block.edge_count = len(EDGES)
+            arrays["edges"] = (ctypes.c_double * len(EDGES))(*EDGES)
+            arrays["survival"] = (ctypes.c_double * len(chances.survival))(*chances.survival)
+        for name, array in arrays.items():
+            setattr(block, name, ctypes.addressof(array))
+        self._block, self._held, self._how = block, (tokens, seconds, tossed, arrays), how
+
+    def _unknown(self) -> IndexError:
+        return IndexError(f"a token id is none of the {self._vocab} that the model knows")
+
+
+class NativeSteps(Steps):
+    """The library's steps of one model; all models share the library.
+
+    Args:
+        model: a model for which `native.refusal` gives None.
+        root: folder for everything that is compiled.
+    """
+
+    means = "native"
+
+    def __init__(self, model: LeanModel, root: Path) -> None:
+        valid_for = {**sizes(model), "threads": torch.get_num_threads(), "unit": sorted(abilities())}
+        key = hashlib.blake2b(repr(valid_for).encode(), digest_size=6).hexdigest()
+        self._key = f"{model.name}-{key}"
+        folder = root / f"native-{fingerprint()}"
+        super().__init__(model, folder, {NAME: (1, MAX_WIDTH)}, f"measured-{self._key}.json", ".so")
+
+    def failure(self, name: str) -> Path:
+        """One model that it fails for does not take it from the others."""
+        return self.folder / f"{name}-{self._key}.failed"
+
+    def set_aside(self, name: str, error: Exception) -> None:
+        """See `Artifacts.set_aside`; the library stays for other models."""
+        with contextlib.suppress(OSError):
+            write(self.failure(name), f"{type(error).__name__}: {error}")
+
+    def found(self) -> list[str]:
+        """See `Artifacts.found`."""
+        return [n for n in super().found() if not self.failure(n).exists()]
+
+    def spec(self) -> dict[str, Any]:
+        """See `Artifacts.spec`."""
+        return {"native": self.suffix}
+
+    def load(self, name: str) -> NativeStep:
+        """See `Steps.load`."""
+        return NativeStep(Library(self.path(name)), self.model)
+
+    def drafter(self, steps: Mapping[int, FastStep]) -> BlockDrafter | None:
+        """See `Steps.drafter`: by the library where it computes passes over one token and over a few."""
+        found = steps.get(1)
+        return found if isinstance(found, NativeStep) and steps.get(3) is found else None
+
+
+def _times() -> Any:
+    return (ctypes.c_double * LONGEST_BLOCK)()

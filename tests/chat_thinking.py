@@ -22,11 +22,14 @@ TEMPLATE = (
 
 
 def write(folder: Path) -> str:
-    """Puts the family "switch" into `folder`/models.yaml, its models beside it; what `--family` takes for it."""
+    """Puts the family "switch" into `folder`/models.yaml, its models beside it; what `--family` takes for it.
+
+    Its first draft, "ghost", is not on the disk.
+    """
     names = ("tiny", "small")
     for name in names:
         shutil.copytree(local_folder(ModelSpec(name, f"builtin:{name}")), folder / name)
         (folder / name / "chat_template.jinja").write_text(TEMPLATE, encoding="utf-8")
-    models = ", ".join(f'{name}: {{path: "{folder / name}"}}' for name in names)
+    models = ", ".join(f'{name}: {{path: "{folder / name}"}}' for name in ("ghost", *names))
     (folder / "models.yaml").write_text(f"families:\n  switch:\n    models: {{{models}}}\n    context: 512\n")
     return f"{folder / 'models.yaml'}#switch"

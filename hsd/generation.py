@@ -13,8 +13,9 @@ import torch
 
 from hsd.conversations import Conversation
 from hsd.errors import HsdError
-from hsd.hierarchy import Hierarchy, Round, TokenSequence, failed_pass, make_levels
+from hsd.hierarchy import Hierarchy, Round, failed_pass
 from hsd.kernels import Kernels
+from hsd.levels import TokenSequence, make_levels
 from hsd.params import SamplingParams
 from hsd.planning import StopRule
 from hsd.prompts import Tokenizer

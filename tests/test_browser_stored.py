@@ -315,6 +315,27 @@ def test_memory_is_freed_and_the_next_message_loads_it_again(page: Any, server: 
     assert shown(page)[0] == QUESTION
 
 
+def test_two_tabs_that_write_to_one_conversation_see_each_others_messages(
+    browser: Any, page: Any, server: Server
+) -> None:
+    fresh(page, server)
+    ask(page, QUESTION)
+    conversation = opened(page)
+    with tab(browser, page.url) as second:
+        second.wait_for_selector("#history .reply .foot")
+        ask(second, "Thanks!")
+        turns(page, 4)
+        ask(page, OTHER)
+        turns(second, 6)
+        assert shown(second) == shown(page)
+    reload(page)
+    rows = server.stored(TREE, conversation)
+    assert [row[3] for row in rows if row[2] == "user"] == [QUESTION, "Thanks!", OTHER]
+    # One after the other, no branch: each message answers the one before it.
+    assert [row[1] for row in rows] == [None, *(row[0] for row in rows[:-1])]
+    assert page.locator("#history .turn").count() == 6 and page.locator("#history .branches").count() == 0
+
+
 def family(page: Any, name: str, levels: int) -> None:
     page.click(".families summary")
     page.click(f".offer[data-id={name}]", timeout=60_000)
@@ -327,6 +348,8 @@ def test_thinking_is_switched_where_the_family_has_the_switch(page: Any, server:
     open_settings(page)
     assert page.locator("#thinking").count() == 0
     family(page, "switch", 3)
+    # A draft that is not there is left out, which is said; the family answers without it.
+    assert "ghost is left out" in page.inner_text("#engine .notes")
     page.wait_for_selector("#thinking")
     page.get_by_role("radio", name="Off").check()
     ask(page, QUESTION)

@@ -24,8 +24,9 @@ from tables import TableModel, near, random_table
 
 import hsd.hierarchy
 from hsd import Plan, SamplingParams, verify
-from hsd.hierarchy import Hierarchy, TokenSequence, make_levels
+from hsd.hierarchy import Hierarchy
 from hsd.kernels import Kernels
+from hsd.levels import TokenSequence, make_levels
 from hsd.lookup import SuffixIndex
 from hsd.planning import StopRule
 from hsd.runtime import Reader, native

@@ -299,3 +299,12 @@ def test_an_engine_that_is_closed_and_dropped_keeps_no_weights(folder, tmp_path)
     del engine
     hsd.free_memory()
     assert not [ref for ref in held if ref() is not None]
+
+
+def test_a_folder_that_is_stored_in_4_bits_is_read_as_that_whatever_models_yaml_says(caplog):
+    """The built-in target is: somebody's own family may name it without a word about its quantization."""
+    told, silent = (read_model(ModelSpec("x", "builtin:medium", quantization=q), "cpu", None) for q in ("nf4", "none"))
+    assert silent.dtype == told.dtype and not getattr(silent, "is_quantized", False)
+    for a, b in zip(told.parameters(), silent.parameters(), strict=True):
+        assert torch.equal(a, b)
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]

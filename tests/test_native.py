@@ -12,8 +12,9 @@ from test_kernels import rows
 
 import hsd
 from hsd import verify
-from hsd.hierarchy import Hierarchy, TokenSequence, make_levels
+from hsd.hierarchy import Hierarchy
 from hsd.kernels import Kernels
+from hsd.levels import TokenSequence, make_levels
 from hsd.planning.stopping import Calibration, StopRule
 from hsd.runtime import LeanModel, Reader, building, native, wrap
 from hsd.runtime.compiled import CompiledSteps

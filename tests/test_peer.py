@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer
 
 import hsd
 from hsd.bench.prompts import PROMPTS
+from hsd.builtin import stored
 
 WEIGHTS = Path(hsd.__file__).parent / "builtin" / "weights"
 SUBJECTS = ("files", "a folder", "a git branch", "a process", "disk space", "an archive", "a remote host")
@@ -18,7 +18,7 @@ ALL = [*(p for texts in PROMPTS.values() for p in texts), *(w.format(s) for w in
 
 
 def load(name: str):
-    return AutoModelForCausalLM.from_pretrained(WEIGHTS / name, dtype=torch.float32).eval()
+    return stored.load(WEIGHTS / name).eval()
 
 
 @pytest.mark.parametrize("count", [6, pytest.param(50, marks=pytest.mark.full)])

@@ -53,7 +53,7 @@ class Mixture:
     """
 
     def __init__(
-        self, corpus: Path | None, seed: int = 0, shares: Shares | None = None, size: str = "11 million"
+        self, corpus: Path | None, seed: int = 0, shares: Shares | None = None, size: str = "32 million"
     ) -> None:
         self.seed = seed
         self.shares = shares or Shares()

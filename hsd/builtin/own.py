@@ -77,7 +77,7 @@ class HowTo:
         return conversation(ask(frame, words, program, rng), answer(task))
 
 
-def read_scripts(name: str, size: str = "11 million") -> list[Script]:
+def read_scripts(name: str, size: str = "32 million") -> list[Script]:
     """Scripts of one of the data files.
 
     Args:

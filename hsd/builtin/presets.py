@@ -47,7 +47,7 @@ PRESETS: dict[str, Preset] = {
     # What two cores with bfloat16 matrix units do in an hour and a half. Batches of 8,192 tokens, because Muon costs
     # the same whatever the batch and would take a third of a step of 4,096.
     "cpu": Preset(
-        "cpu", 2000, 500, 16, 512, 1200, 3, Rates(muon=0.025), Rates(muon=0.03, adam=5e-3, warmup=50, decay=0.6),
+        "cpu", 1700, 350, 16, 512, 1000, 3, Rates(muon=0.025), Rates(muon=0.03, adam=5e-3, warmup=50, decay=0.6),
         shares=Shares(howtos=2600, dialogues=140),
     ),
     # One stay at a large GPU: 150M and 59M tokens.

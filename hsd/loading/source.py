@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -64,11 +65,13 @@ def read_model(
 
     unpack = spec.quantization != "none" and not packed and device.partition(":")[0] in ("cpu", "mps")
     first = "cpu" if unpack else device
-    with readable(spec), _watched(share):
+    with readable(spec), _watched(share), _hushed():
+        files = Path(folder or fetch(spec))
         model = AutoModelForCausalLM.from_pretrained(
-            str(folder or fetch(spec)),
+            str(files),
             dtype=_dtype(spec, first, dtype),
-            quantization_config=_quantization(spec, first, dtype),
+            # What is stored in 4 or 8 bits says itself how, unless it is contradicted, be it by None.
+            **({} if _stored_small(files) else {"quantization_config": _quantization(spec, first, dtype)}),
             # accelerate places the weights: on one device, or spread over all of them.
             device_map=first if first == "balanced" else {"": first},
             use_safetensors=True,
@@ -76,13 +79,15 @@ def read_model(
             trust_remote_code=spec.trust_remote_code,
         )
         model = language_part(model)
-        if unpack:
+        # A folder may say itself that it is stored in 4 or 8 bits, whatever models.yaml says.
+        small = spec.quantization != "none" or getattr(model, "is_quantized", False)
+        if small and (unpack or (device == "cpu" and not packed)):
             # There are no fast 4- or 8-bit kernels here: stored small, computed wide.
             model = model.dequantize()
             wide = dtype or (spec.dtype if spec.dtype != "auto" else None)
             model = model.to(_torch_dtype(wide) if wide else cpu_dtype(model.num_parameters()))
             model = model.to(device)
-        if device == "cpu" and dtype is None and spec.dtype == "auto" and spec.quantization == "none":
+        elif device == "cpu" and dtype is None and spec.dtype == "auto" and not small:
             model = model.to(cpu_dtype(model.num_parameters()))
     return model
 
@@ -162,6 +167,27 @@ def _quantization(spec: ModelSpec, device: str, dtype: str | None) -> Any:
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=_torch_dtype(name),
     )
+
+
+def _stored_small(folder: Path) -> bool:
+    """Whether the weights in a folder are quantized already."""
+    with contextlib.suppress(OSError, ValueError):
+        return "quantization_config" in json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    return False
+
+
+@contextlib.contextmanager
+def _hushed() -> Iterator[None]:
+    """Without what libraries say of weights that are unpacked on purpose, and of kernels that would not be used."""
+    loggers = [logging.getLogger(name) for name in ("bitsandbytes", "transformers.integrations.bitsandbytes")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
 import sqlite3
@@ -13,6 +14,8 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.request import Request, urlopen
+
+from steps import prepared
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -37,7 +40,10 @@ def serve(*arguments: str, folder: Path) -> tuple[subprocess.Popen, int, float]:
     """A server and its port, once it answers, with the seconds that took."""
     port, begun = free_port(), time.monotonic()
     command = [sys.executable, "-m", "chat", "--no-browser", "--data-dir", str(folder), "--port", str(port), *arguments]
-    server = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    environment = {**os.environ, **prepared(folder)}
+    server = subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
     while answer(port)[0] == 0:
         assert server.poll() is None, server.stdout.read()
         assert time.monotonic() - begun < 60

@@ -94,53 +94,6 @@ def test_stop_ends_the_reply_and_a_new_chat_begins_empty(browser: Any, server: S
         assert page.locator(".listing li").count() == 3
 
 
-def kill_during_a_reply(page: Any, server: Server) -> tuple[str, str]:
-    """Kills the server once part of a reply is on the disk; (address of the conversation, what there was of it)."""
-    for _ in range(5):
-        replies = page.locator("#history .reply").count()
-        send(page, "Tell me everything.")
-        page.wait_for_selector("#running .prose")
-        page.reload()
-        # A reload shows the running reply and its Stop.
-        page.wait_for_selector("#message .stop-button")
-        assert page.locator("#running .prose").count()
-        while (row := server.stored(LAST)[0])[2] == "running" and not row[1]:
-            page.wait_for_timeout(50)
-        if row[2] == "running":
-            server.kill()
-            _, text, state = server.stored(LAST)[0]
-            assert state == "running" and text
-            return page.url, text
-        page.wait_for_function(f"document.querySelectorAll('#history .reply').length > {replies}")
-    raise AssertionError("every reply was over before it was stored in part")
-
-
-def test_a_reply_that_kill_9_interrupted_goes_on_and_a_second_tab_stops_it(browser: Any, server: Server) -> None:
-    with tab(browser, f"{server.address}#c=new") as page:
-        ready(page)
-        hot(page)
-        for name, value in {"Plan": "large", "Longest reply": "1900"}.items():
-            page.get_by_label(name, exact=True).fill(value)
-            page.keyboard.press("Tab")
-        opened, text = kill_during_a_reply(page, server)
-        page.goto("about:blank")
-    server.start()
-    opened = server.address + opened.partition("/#")[2].join(("#", ""))
-    with tab(browser, opened) as page, tab(browser, opened) as second:
-        page.wait_for_selector("#history .ending:has-text('Interrupted')")
-        identifier, interrupted, state = server.stored(LAST)[0]
-        assert state == "interrupted" and interrupted.startswith(text)
-        ready(page)
-        second.wait_for_selector("#history [data-action=resume]")
-        stop_when_it_begins(second)
-        page.click("#history [data-action=resume]")
-        page.wait_for_selector("#history .ending:has-text('Stopped')")
-        page.reload()
-        page.wait_for_selector("#history .ending:has-text('Stopped')")
-        after = server.stored(LAST)[0]
-        assert after[0] == identifier and after[2] == "cancelled" and after[1].startswith(interrupted)
-
-
 def test_after_a_restart_the_conversation_is_there_dark_and_on_a_phone(browser: Any, server: Server) -> None:
     with tab(browser, server.address, color_scheme="dark") as page:
         page.locator(".listing .title", has_text="extract").click()

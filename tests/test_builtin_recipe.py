@@ -224,4 +224,5 @@ def test_a_device_that_is_not_there_is_one_sentence(tmp_path, capsys, name):
 def test_a_folder_without_a_family_is_one_sentence(tmp_path, capsys):
     assert footprint.main(["--weights", str(tmp_path)]) == 1
     assert MODELS[0] in capsys.readouterr().err
-    assert all(spec.quantization == "none" for spec in footprint.family_in(WEIGHTS).models)
+    stored = [spec.quantization for spec in footprint.family_in(WEIGHTS).models]
+    assert stored == ["none", "none", "nf4", "nf4"]

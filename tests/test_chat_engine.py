@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 
 import pytest
+from steps import used
 
 import hsd
 from chat.session import Session
@@ -33,10 +34,12 @@ def session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Session]:
         system=family.system,
         may_drop=family.overflow == "drop",
     )
-    session.start()
-    until(lambda: session.engine.state == "ready")
-    yield session
-    session.close()
+    with pytest.MonkeyPatch.context() as patch:
+        used(folder, patch)
+        session.start()
+        until(lambda: session.engine.state == "ready")
+        yield session
+        session.close()
 
 
 def ask(session: Session, conversation: str | None, text: str, **settings: object) -> str:

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from steps import prepared
 
 ROOT = Path(__file__).parents[1]
 QUESTION = "How do I extract a tar.gz archive?"
@@ -22,7 +23,7 @@ def hsd(*arguments: str, home: Path, **environment: str) -> subprocess.Completed
         timeout=240,
         check=False,
         cwd=ROOT,
-        env={**os.environ, "HSD_HOME": str(home), "PYTHONPATH": str(ROOT), **environment},
+        env={**os.environ, "HSD_HOME": str(home), "PYTHONPATH": str(ROOT), **prepared(home), **environment},
     )
 
 

@@ -54,8 +54,8 @@ class Builder:
 
     @property
     def remaining(self) -> int:
-        """Functions still to be made."""
-        return sum(len(part.missing()) for part in self._parts)
+        """Functions still to be made; parts may share one."""
+        return len({part.path(name) for part in self._parts for name in part.missing()})
 
     def start(self) -> None:
         """Begins, if there is anything to do and a compiler to do it."""

@@ -18,7 +18,8 @@ from hsd.runtime.lean import LeanModel
 from hsd.runtime.native_steps import NativeSteps
 
 OFF = "HSD_COMPILE"
-"""Environment variable that keeps steps eager where it is 0: for tests, and for machines with better things to do."""
+"""Environment variable that keeps steps eager where it is 0, and compiles our own library alone where it is "native": for
+tests, and for machines with better things to do."""
 
 
 class Upgrades:
@@ -99,7 +100,8 @@ class Upgrades:
             return f"eager steps where compiling failed: {'; '.join(failed)}"
         if any(part.missing() for part in made.values()):
             return "eager steps" if compiler() else "eager steps: there is no C++ compiler"
-        return "compiled steps" if self._steps else "eager steps"
+        means = {steps.means for steps in self._steps.values()}
+        return f"{' and '.join(sorted(means))} steps" if means else "eager steps"
 
 
 def native_possible() -> bool:
@@ -114,7 +116,7 @@ def _best(model: LanguageModel, folder: Path) -> Steps | str:
         steps = NativeSteps(model, folder)
         if not steps.failed():
             return steps
-    why = refusal(model)
+    why = "only native steps are wanted" if os.environ.get(OFF) == "native" else refusal(model)
     return CompiledSteps(model, folder) if why is None and isinstance(model, LeanModel) else why or ""
 
 

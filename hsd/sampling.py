@@ -81,7 +81,7 @@ class Sampler:
             `n` ids where decoding is greedy (-1 for a row that is no distribution), else float32 `(n, vocab)` (NaN for
             a row that is no distribution).
         """
-        if self.kernels and self.at_once:
+        if self.kernels and self._plain:
             rows = self.kernels.rows(logits[:, : self.vocab], self.scale)
             if rows is not None:
                 return rows

@@ -148,13 +148,13 @@ def test_blocks_drafted_in_one_call_are_those_drafted_token_by_token(root, monke
         monkeypatch.setenv("HSD_COMPILE", "1")
         engine.upgrades = Upgrades(engine._models, root, tiny.VOCAB)
         lean = engine._models["small"]
-        whole = lean._drafter
+        whole = lean._draft
         assert whole is not None
         stop = StopRule(Calibration(tuple(0.05 + 0.08 * i for i in range(12)), 0.8, 900), 1.0, 0.3)
         seen, blocks = [], []
         monkeypatch.setattr(type(lean), "draft", told(type(lean).draft, blocks))
         for drafter in (whole, None):
-            lean._drafter = drafter
+            lean._draft = drafter
             replies = []
             for turn in range(6):
                 for plan in ("small:6>big", "small:3>medium:5>big"):

@@ -60,7 +60,7 @@ def spoil(engine: Engine) -> None:
         def useless(ids: Any, cache: Any, last: int, sound: Any = model.forward) -> Any:
             return sound(ids, cache, last).roll(17, dims=-1)
 
-        model.forward = useless  # type: ignore[method-assign]
+        model.forward = useless  # type: ignore[method-assign]  # the draft goes bad on purpose
 
 
 def _scene(ask: BenchRequest, before: list[str], after: list[str], change: Callable[[Engine], None]) -> dict[str, Any]:

@@ -20,8 +20,8 @@ FORMATS = ("BF16", "Q8_0", "Q4_0")
 def missing() -> str | None:
     """What would have to be installed, in words; None if everything is there."""
     try:
-        import gguf  # noqa: F401
-        import llama_cpp  # noqa: F401
+        import gguf  # noqa: F401  (only whether it is there)
+        import llama_cpp  # noqa: F401  (likewise)
     except ImportError as error:
         return f"llama.cpp is left out: {error.name} is not installed (pip install llama-cpp-python gguf)"
     return None

@@ -37,7 +37,7 @@ def measure(family: Family) -> dict[str, float]:
     The second pass over a short text touches the caches and whatever the runtime prepares when it is first used.
     """
     import bitsandbytes  # noqa: F401  (imported here so that it does not count)
-    import transformers.models.llama.modeling_llama  # noqa: F401
+    import transformers.models.llama.modeling_llama  # noqa: F401  (likewise)
 
     from hsd.loading import load
     from hsd.runtime import Reader

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from hsd.runtime import native
-from hsd.runtime.compiled import GRAPHS, WORK, Artifacts, write
+from hsd.runtime.compiled import GRAPHS, WORK, Artifacts, Buildable, write
 from hsd.runtime.fused import export_kernel
 from hsd.runtime.step import Shape, StepGraph
 
@@ -45,7 +45,7 @@ class Builder:
         timeout: seconds for one function.
     """
 
-    def __init__(self, parts: Sequence[Artifacts], timeout: float = TIMEOUT) -> None:
+    def __init__(self, parts: Sequence[Buildable], timeout: float = TIMEOUT) -> None:
         self._parts = list(parts)
         self._timeout = timeout
         self._closing = threading.Event()
@@ -99,7 +99,7 @@ class Builder:
             finally:
                 shutil.rmtree(work, ignore_errors=True)
 
-    def _make(self, part: Artifacts, names: Sequence[str], spec: Path, cache: Path) -> str:
+    def _make(self, part: Buildable, names: Sequence[str], spec: Path, cache: Path) -> str:
         """Runs the compiling process; why it did not end well, or an empty text."""
         environment = {
             **os.environ,
@@ -134,7 +134,7 @@ class Builder:
             self._process = None
 
 
-def _store(part: Artifacts, folder: Path) -> Path:
+def _store(part: Buildable, folder: Path) -> Path:
     """What is to be compiled, as the compiling process reads it."""
     spec = folder / "spec.pt"
     torch.save(part.spec(), spec)

@@ -16,6 +16,7 @@ import os
 import platform
 import shutil
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -28,7 +29,7 @@ from hsd import kernels
 from hsd.runtime import step
 from hsd.runtime.base import MAX_WIDTH
 from hsd.runtime.cache import LeanCache
-from hsd.runtime.lean import BlockDrafter, FastStep, LeanModel
+from hsd.runtime.lean import DraftBlock, FastStep, LeanModel
 
 GRAPHS = {"one": (1, 1), "more": (2, MAX_WIDTH)}
 """Name of a compiled step -> the widths that it serves."""
@@ -91,12 +92,16 @@ class Artifacts:
         with contextlib.suppress(OSError):
             os.utime(self.folder)
 
+
+class Buildable(Artifacts, ABC):
+    """Artifacts that can be made where they are missing."""
+
+    @abstractmethod
     def spec(self) -> dict[str, Any]:
         """What the compiling process must know, as plain values and tensors."""
-        raise NotImplementedError
 
 
-class Steps(Artifacts):
+class Steps(Buildable):
     """Compiled steps of one model: loaded, compared with eager passes, and used where they are faster.
 
     Args:
@@ -118,11 +123,11 @@ class Steps(Artifacts):
         self._note = folder / note
         self._loaded: dict[str, FastStep] = {}
 
+    @abstractmethod
     def load(self, name: str) -> FastStep:
         """The step that lies on disk under this name."""
-        raise NotImplementedError
 
-    def drafter(self, steps: Mapping[int, FastStep]) -> BlockDrafter | None:
+    def draft(self, steps: Mapping[int, FastStep]) -> DraftBlock | None:
         """What drafts whole blocks, if steps of these widths are used; None where nothing does."""
         return None
 
@@ -176,7 +181,7 @@ class Steps(Artifacts):
                     times[width] = compare(self.model, runner, width)
                 if times[width][1] < _CLEARLY * times[width][0]:
                     steps[width] = runner
-        self.model.use(steps, self.means if steps else "", self.drafter(steps))
+        self.model.use(steps, self.means if steps else "", self.draft(steps))
         with contextlib.suppress(OSError):
             write(self._note, json.dumps({str(w): times[w] for w in sorted(times)}))
 
@@ -198,7 +203,7 @@ class CompiledSteps(Steps):
         self.tensors = tensors
 
     def spec(self) -> dict[str, Any]:
-        """See `Artifacts.spec`."""
+        """See `Buildable.spec`."""
         return {"shape": asdict(self.model.shape), "context": self.model.context, "tensors": self.tensors}
 
     def load(self, name: str) -> FastStep:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from hsd.kernels import Kernels
-from hsd.runtime.compiled import Artifacts
+from hsd.runtime.compiled import Buildable
 from hsd.runtime.native import NAME, Library, fingerprint
 
 _VOCAB = 300  # of the check: whole blocks of 128, and a rest
@@ -86,7 +86,7 @@ class NativeKernels(Kernels):
         return accepted, token.value
 
 
-class NativeDrawing(Artifacts):
+class NativeDrawing(Buildable):
     """The native library as what draws and verifies, once it is there.
 
     Args:
@@ -98,7 +98,7 @@ class NativeDrawing(Artifacts):
         self._attached: Kernels | None = None
 
     def spec(self) -> dict[str, Any]:
-        """See `Artifacts.spec`."""
+        """See `Buildable.spec`."""
         return {"native": self.suffix}
 
     def failure(self, name: str) -> Path:

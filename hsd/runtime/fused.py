@@ -16,14 +16,14 @@ from torch import Tensor, nn
 
 from hsd import kernels
 from hsd.kernels import LONGEST, Kernels
-from hsd.runtime.compiled import Artifacts, environment, load
+from hsd.runtime.compiled import Buildable, environment, load
 
 NAMES = ("pick", "best", "block_wise", "token_wise")
 SHORTEST = 2
 """Shortest block that the compiled rules take."""
 
 
-class CompiledKernels(Artifacts):
+class CompiledKernels(Buildable):
     """The compiled kernels for one vocabulary.
 
     Args:
@@ -38,7 +38,7 @@ class CompiledKernels(Artifacts):
         self._attached: Kernels | None = None
 
     def spec(self) -> dict[str, Any]:
-        """See `Artifacts.spec`."""
+        """See `Buildable.spec`."""
         return {"vocab": self._vocab}
 
     def attach(self) -> Kernels | None:

@@ -12,7 +12,7 @@ graphs on a GPU. Both are handed in from outside and work on the same cache.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -29,20 +29,10 @@ FastStep = Callable[[Sequence[int], LeanCache, int], Tensor]
 """Reads ids behind a cache that has room for them, and gives logits of the last n; `LeanModel` sets the new length."""
 
 
-class BlockDrafter(Protocol):
-    """Drafts whole blocks without coming back in between."""
-
-    def draft(
-        self,
-        ids: Sequence[int],
-        cache: LeanCache,
-        most: int,
-        coins: Sequence[float],
-        rows: Tensor | None,
-        how: Drafting,
-    ) -> tuple[list[int], list[float]]:
-        """See `LeanModel.draft`; the cache has room, and its length is left alone."""
-        ...
+DraftBlock = Callable[
+    [Sequence[int], LeanCache, int, Sequence[float], Tensor | None, Drafting], tuple[list[int], list[float]]
+]
+"""Drafts a whole block, as `LeanModel.draft` says, in a cache that has room; `LeanModel` sets the new length."""
 
 
 def refusal(model: Any) -> str | None:
@@ -95,7 +85,7 @@ class LeanModel:
         layers = [_layer(layer) for layer in model.model.layers[: config.num_hidden_layers]]
         self.weights = Weights(embedding, layers, model.model.norm.weight.detach(), _product([model.lm_head]), cos, sin)
         self._fast: dict[int, FastStep] = {}
-        self._drafter: BlockDrafter | None = None
+        self._draft: DraftBlock | None = None
         self._means = ""
 
     @property
@@ -103,16 +93,16 @@ class LeanModel:
         """How a step is computed: costs that were measured for another kind do not hold."""
         return f"lean-2{self._means}"
 
-    def use(self, steps: Mapping[int, FastStep], means: str, drafter: BlockDrafter | None = None) -> None:
+    def use(self, steps: Mapping[int, FastStep], means: str, draft: DraftBlock | None = None) -> None:
         """From now on passes of these widths run by these steps, all others eagerly.
 
         Args:
             steps: width -> step.
             means: what they are, in a word; "" for none.
-            drafter: drafts whole blocks by the same means.
+            draft: drafts whole blocks by the same means.
         """
         self._fast = dict(steps)
-        self._drafter = drafter
+        self._draft = draft
         self._means = f"+{means}" if means else ""
 
     def new_cache(self) -> LeanCache:
@@ -142,7 +132,7 @@ class LeanModel:
     @property
     def drafts(self) -> bool:
         """Whether `draft` can be used now."""
-        return self._drafter is not None
+        return self._draft is not None
 
     def draft(
         self,
@@ -166,10 +156,10 @@ class LeanModel:
         Returns:
             The tokens, and the seconds of each pass. The last token is -1 if its row is no distribution.
         """
-        assert self._drafter is not None, "see `drafts`"
+        assert self._draft is not None, "see `drafts`"
         end = cache.length + len(ids)
         cache.reserve(min(end + most - 1, self.context))
-        tokens, seconds = self._drafter.draft(ids, cache, most, coins, rows, how)
+        tokens, seconds = self._draft(ids, cache, most, coins, rows, how)
         cache.length = end + len(tokens) - 1 if tokens else cache.length
         return tokens, seconds
 

@@ -16,7 +16,7 @@ from hsd.planning.stopping import EDGES
 from hsd.runtime.base import LONGEST_BLOCK, MAX_WIDTH, Drafting
 from hsd.runtime.cache import LeanCache
 from hsd.runtime.compiled import Steps, write
-from hsd.runtime.lean import BlockDrafter, FastStep, LeanModel
+from hsd.runtime.lean import DraftBlock, FastStep, LeanModel
 from hsd.runtime.native import NAME, Library, abilities, described, fingerprint, sizes
 
 _IDS = [ctypes.c_int64 * n for n in range(MAX_WIDTH + 1)]
@@ -144,17 +144,17 @@ class NativeSteps(Steps):
         return [n for n in super().found() if not self.failure(n).exists()]
 
     def spec(self) -> dict[str, Any]:
-        """See `Artifacts.spec`."""
+        """See `Buildable.spec`."""
         return {"native": self.suffix}
 
     def load(self, name: str) -> NativeStep:
         """See `Steps.load`."""
         return NativeStep(Library(self.path(name)), self.model)
 
-    def drafter(self, steps: Mapping[int, FastStep]) -> BlockDrafter | None:
-        """See `Steps.drafter`: by the library where it computes passes over one token and over a few."""
+    def draft(self, steps: Mapping[int, FastStep]) -> DraftBlock | None:
+        """See `Steps.draft`: by the library where it computes passes over one token and over a few."""
         found = steps.get(1)
-        return found if isinstance(found, NativeStep) and steps.get(3) is found else None
+        return found.draft if isinstance(found, NativeStep) and steps.get(3) is found else None
 
 
 def _times() -> Any:

@@ -77,6 +77,7 @@ def test_stop_ends_the_reply_and_a_new_chat_begins_empty(browser: Any, server: S
         ready(page)
         page.click("#new")
         page.wait_for_selector(".empty")
+        before = page.locator(".listing li").count()
         hot(page)
         for tries in range(1, 6):
             stop_when_it_begins(page)
@@ -91,7 +92,7 @@ def test_stop_ends_the_reply_and_a_new_chat_begins_empty(browser: Any, server: S
         page.click("#new")
         page.wait_for_selector(".empty")
         assert page.locator("#history .turn").count() == 0
-        assert page.locator(".listing li").count() == 3
+        assert page.locator(".listing li").count() == before + 1
 
 
 def test_after_a_restart_the_conversation_is_there_dark_and_on_a_phone(browser: Any, server: Server) -> None:

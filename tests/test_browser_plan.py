@@ -46,8 +46,6 @@ def open_plan(page: Any) -> None:
     page.wait_for_function("document.activeElement.matches('#plan h1')")
 
 
-# Alone it passes, behind all other browser tests it failed in two runs, for a reason not found yet: docs/log.md.
-@pytest.mark.full
 def test_the_plan_page_shows_what_is_measured_and_a_pin_holds(browser: Any, server: Server) -> None:
     with tab(browser, f"{server.address}#c=new") as page:
         ready(page)
@@ -76,7 +74,8 @@ def test_the_plan_page_shows_what_is_measured_and_a_pin_holds(browser: Any, serv
         page.reload()
         # A reload opens what was open.
         page.wait_for_selector("#plan-top :text('Set by hand')")
-        assert json.loads(server.stored("SELECT settings FROM conversations")[0][0])["plan"] == "tiny:2>large"
+        latest = "SELECT settings FROM conversations ORDER BY created DESC"
+        assert json.loads(server.stored(latest)[0][0])["plan"] == "tiny:2>large"
         page.click("#plan-top [data-action=chat]")
         ask(page, "Thanks!")
         assert json.loads(server.stored("SELECT stats FROM messages ORDER BY created")[-1][0])["plan"] == "tiny:2>large"

@@ -15,10 +15,9 @@ from test_chat_session import idle, until
 from chat.session import Session
 from chat.settings import NAMES, Settings
 from chat.store import Store
-from chat.ui import page, settings
+from chat.ui import page, settings, views
 from chat.ui.actions import Actions, Click
 from chat.ui.tabs import Tabs
-from chat.ui.views import Views
 
 REQUEST: Any = SimpleNamespace(session_hash="tab")
 VALUES = settings.show(Settings())
@@ -41,7 +40,7 @@ def session(tmp_path: Path) -> Iterator[Session]:
 def test_clicks_reach_the_conversation_they_are_about(session: Session) -> None:
     page.build(session)  # every handler fits the parts it is wired to
     tabs = Tabs()
-    do, views = Actions(session, tabs), Views(session, tabs)
+    do, clicks = Actions(session, tabs), views.Views(session, tabs)
     tab = tabs.of("tab")
     assert do.send(REQUEST, "hello", *VALUES) == "" and tab.open
     idle(session, tab.open)
@@ -53,14 +52,32 @@ def test_clicks_reach_the_conversation_they_are_about(session: Session) -> None:
     do.turn(click(action="resend", id=prompt.id, text="goodbye"), REQUEST, "", *VALUES)
     idle(session, opened)
     assert [m.text for m in session.snapshot(opened).messages] == ["goodbye", "You said goodbye to me."]
-    views.act(click(action="pin", id="tiny:2>big"), REQUEST)
+    clicks.act(click(action="pin", id="tiny:2>big"), REQUEST)
     assert session.conversation(opened).settings["plan"] == "tiny:2>big"
-    views.act(click(action="race", id=reply.id), REQUEST)
+    clicks.act(click(action="race", id=reply.id), REQUEST)
     assert tab.view == f"race:{reply.id}"
     do.choose(click(action="delete", id=opened), REQUEST)
     assert tab.open is None and session.conversation(opened) is None and tab.undo == (opened, "<b>Seals</b>")
     do.choose(click(action="restore", id=opened), REQUEST)
     assert tab.open == opened and not tab.problem
+
+
+def test_a_plan_that_is_being_typed_outlives_new_measurements(session: Session) -> None:
+    with gr.Blocks():
+        ui = views.build("")
+    field = next(part for part in views.parts(session, ui) if part.component is ui["pin_text"])
+    tabs = Tabs()
+    do, tab = views.Views(session, tabs), tabs.of("tab")
+    assert field.render(tab) == gr.skip()
+    tab.view = "plan"
+    assert field.render(tab) == "auto"
+    assert field.render(tab) == gr.skip()
+    do.pin("tiny:2 > big", REQUEST)
+    assert field.render(tab) == "tiny:2>big"
+    tab.view = ""
+    assert field.render(tab) == gr.skip()
+    tab.view = "plan"
+    assert field.render(tab) == "tiny:2>big"
 
 
 def test_a_file_is_imported_and_what_cannot_be_done_is_a_sentence_on_the_tab(session: Session) -> None:

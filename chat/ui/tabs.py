@@ -18,7 +18,7 @@ class Tab:
     `temporary`: what is begun here is kept in memory alone. `closed` ends the events that write the page: Gradio tells
     none that waits that nobody is there any more.
     `view` is "" for the chat, "plan", or "race:" and a reply; None until that is known. `said` is a sentence it left,
-    `plan` one that was set by hand before there is a conversation.
+    `plan` one that was set by hand before there is a conversation, `pinned` what the field for it was last given.
     """
 
     open: str | None = None
@@ -32,6 +32,7 @@ class Tab:
     closed: bool = False
     view: str | None = None
     plan: str = ""
+    pinned: str = ""
     said: str = ""
 
 

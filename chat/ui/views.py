@@ -134,7 +134,7 @@ def parts(session: Session, ui: dict[str, Any]) -> list[Part]:
         Part(ui["view"], lambda tab: tab.view, lambda tab: gr.skip() if tab.view is None else tab.view or "chat"),
         Part(ui["plan_top"], plan_key, lambda tab: _top(session, tab)),
         Part(ui["plan_rest"], plan_key, lambda tab: _rest(session, tab)),
-        Part(ui["pin_text"], plan_key, lambda tab: gr.skip() if tab.view != "plan" else _plan_of(session, tab)),
+        Part(ui["pin_text"], plan_key, lambda tab: _pin_text(session, tab)),
         Part(ui["pin_said"], lambda tab: (tab.view, tab.said), _said),
         Part(ui["race"], race_key, lambda tab: _race(session, tab)),
     ]
@@ -145,6 +145,12 @@ def _plan_of(session: Session, tab: Tab) -> str:
     if conversation is None:
         return tab.plan or session.default_plan
     return Settings.from_dict({"plan": session.default_plan, **conversation.settings}).plan
+
+
+def _pin_text(session: Session, tab: Tab) -> Any:
+    # Measurements come in at any moment: what a person is typing stays unless the plan itself has changed.
+    before, tab.pinned = tab.pinned, _plan_of(session, tab) if tab.view == "plan" else ""
+    return gr.skip() if tab.pinned in ("", before) else tab.pinned
 
 
 def _top(session: Session, tab: Tab) -> str:

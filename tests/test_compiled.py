@@ -59,8 +59,8 @@ def test_logits_are_those_of_transformers_at_every_width_through_cuts_and_growth
     steps = CompiledSteps(model, root)
     assert steps.attach() and model.kind == "lean-2+compiled" and not steps.fresh()
     # Whatever measured faster here, every width is to be right.
-    for runner in steps._loaded.values():
-        widths = (1,) if runner is steps._loaded["one"] else range(2, 17)
+    for (runner,) in steps._loaded.values():
+        widths = (1,) if [runner] == steps._loaded["one"] else range(2, 17)
         model.use(dict.fromkeys(widths, runner), "compiled")
         for width in widths:
             for start in (0, 3, 250):  # at 250 the cache grows in the middle of it

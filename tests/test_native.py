@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import random
 import shutil
 
@@ -15,12 +17,14 @@ from hsd import verify
 from hsd.hierarchy import Hierarchy
 from hsd.kernels import Kernels
 from hsd.levels import TokenSequence, make_levels
+from hsd.loading.source import held_bytes, read_model
 from hsd.planning.stopping import Calibration, StopRule
 from hsd.runtime import LeanModel, Reader, building, native, wrap
 from hsd.runtime.compiled import CompiledSteps
 from hsd.runtime.drawing import NativeKernels
 from hsd.runtime.native import Library, refusal
 from hsd.runtime.native_steps import NativeStep, NativeSteps
+from hsd.runtime.packed import EightBits, FourBits, attach
 from hsd.runtime.upgrades import Upgrades, native_possible
 from hsd.sampling import Sampler
 
@@ -112,6 +116,74 @@ def test_on_the_matrix_unit_a_wide_pass_gives_bit_for_bit_what_single_ones_give(
                 assert torch.equal(model.forward([IDS[start + i]], narrow, 1)[0], rows[i])
             for a, b in zip(wide.views(start + width), narrow.views(start + width), strict=True):
                 assert torch.equal(a, b)
+
+
+def packed(shape: str, seed: int = 0, bits: int = 4) -> LeanModel:
+    """A model of which all products are there in 4 or 8 bits too."""
+    model, some = made(shape, torch.bfloat16, seed), torch.Generator().manual_seed(seed)
+    found = {}
+    for name, module in model.model.named_modules():
+        if isinstance(module, torch.nn.Linear):
+            rows, columns = module.weight.shape
+            codes = torch.randint(0, 256, (rows // 16, columns // 64, 16, 32), dtype=torch.uint8, generator=some)
+            scales = 0.1 * torch.rand((rows // 16, columns // 64, 16), generator=some)
+            if bits == 4:
+                found[f"model.{name}"] = FourBits(codes, scales, torch.linspace(-1, 1, 16))
+            else:
+                codes = torch.randint(-127, 128, (rows, columns), dtype=torch.int8, generator=some)
+                found[f"model.{name}"] = EightBits(codes, scales.flatten()[:rows])
+            module.weight.data = found[f"model.{name}"].unpacked()
+    attach(model, found)
+    lean = wrap("m", model, 512)
+    assert isinstance(lean, LeanModel)
+    return lean
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_packed_weights_give_bit_for_bit_what_they_give_unpacked(shape, bits, root, tiles):
+    model = packed(shape, bits=bits)
+    assert native.packed(model) and not native.packed(wrapped(shape))
+    library = Library(NativeSteps(model, root).path("native"))
+    passes = []
+    for small in (False, True):
+        step, cache = NativeStep(library, model, tiles, small=small), model.new_cache()
+        cache.reserve(400)
+        logits = []
+        for width in (16, 1, 2, 3, 4, 5, 8, 9, 16, 1):
+            logits.append(step(IDS[cache.length : cache.length + width], cache, width).clone())
+            cache.length += width
+        passes.append((*logits, *cache.views(cache.length)))
+    assert all(map(torch.equal, *passes))
+    assert float(passes[0][0].abs().max()) > 0.1  # something was computed
+
+
+def test_at_every_width_the_faster_of_both_is_used_and_remembered(root):
+    steps = NativeSteps(packed("llama", seed=1), root)
+    assert steps.attach()
+    whole, small = steps._loaded["native"]
+    found = [json.loads(note.read_text()) for note in steps.folder.glob("measured-m-*.json")]
+    times = next(times for times in found if len(times["1"]) == 3)
+    assert set(times) == {str(width) for width in range(1, 17)}
+    for width, step in steps.model._fast.items():
+        assert step is (whole if times[str(width)][1] <= times[str(width)][2] else small)
+
+
+@pytest.mark.parametrize("name", ["medium", "large", "tiny"])
+def test_what_bitsandbytes_stored_is_unpacked_as_it_unpacks_it(name, monkeypatch):
+    """The built-in family's: 4 bits with double quantization from its files, and one that is made 8 bits."""
+    monkeypatch.setenv("HSD_COMPILE", "1")
+    spec = next(spec for spec in hsd.find_family("builtin").models if spec.name == name)
+    spec = spec if spec.quantization == "nf4" else dataclasses.replace(spec, quantization="int8")
+    model = read_model(spec, "cpu", "bfloat16")
+    found = {n: m.packed for n, m in model.named_modules() if hasattr(m, "packed")}
+    assert len(found) == 7 * model.config.num_hidden_layers
+    for part, bits in found.items():
+        assert torch.equal(bits.unpacked(), model.get_submodule(part).weight)
+    before = held_bytes(model)
+    lean = wrap(name, model, 512)
+    assert isinstance(lean, LeanModel) and native.packed(lean)
+    assert held_bytes(model) <= before * 1.001  # joined, and not held twice
 
 
 def test_a_stack_in_bf16_says_bit_for_bit_what_its_target_says_alone(root, monkeypatch):
@@ -292,7 +364,7 @@ def test_a_step_that_computes_something_else_is_never_used(root, tmp_path):
         note.unlink()
     model, other = wrapped(), wrapped(seed=9)
     steps = NativeSteps(model, folder)
-    steps.load = lambda name: NativeStep(Library(steps.path(name)), other)
+    steps.load = lambda name: [NativeStep(Library(steps.path(name)), other)]
     assert not steps.attach() and model.kind == "lean-2"
     assert "differs" in steps.failure("native").read_text() and steps.failed() and not steps.missing()
 

@@ -7,6 +7,7 @@ at the speed of its matrix products.
 
 from __future__ import annotations
 
+import dataclasses
 import statistics
 import tempfile
 import time
@@ -23,7 +24,7 @@ from hsd.config import find_family
 from hsd.errors import ConfigError
 from hsd.loading.source import read_model
 from hsd.paths import data_dir as data_folder
-from hsd.runtime import LeanModel, Reader, TransformersModel, wrap
+from hsd.runtime import LeanModel, Reader, TransformersModel, native, wrap
 from hsd.runtime.upgrades import Upgrades
 
 WIDTHS = (1, 2, 5, 9)
@@ -99,6 +100,8 @@ def _measure(ask: BenchRequest, name: str, model: Any, repeats: int) -> dict[str
         if faster:
             means["ours, eager"] = _reader(LeanModel(name, model, 1024), text)
             means[f"ours, {faster}"] = _reader(lean, text)
+            if native.packed(lean):
+                means[f"ours, {faster}, bf16 alone"] = _reader(_unpacked(name, model, ask), text)
         ask.tell(f"{name}: {parameters / 1e6:.2f}M parameters, {weights / 1e6:.1f} MB, {upgrades.state}")
         times = _interleaved(means, repeats)
     rate, flops = _read_rate(weights), _product_rate()
@@ -108,6 +111,16 @@ def _measure(ask: BenchRequest, name: str, model: Any, repeats: int) -> dict[str
         shown = "".join(f"{ms:9.3f}" for ms in values)
         ask.tell(f"    {label:32}{shown}   {values[0] / floors[0]:6.1f}")
     return {"parameters": parameters, "bytes": weights, "read_gb_s": rate / 1e9, "gflop_s": flops / 1e9, "ms": rows}
+
+
+def _unpacked(name: str, model: Any, ask: BenchRequest) -> LeanModel:
+    """The same with steps that do not know that the weights are there in 4 bits too."""
+    lean = LeanModel(name, model, 1024)
+    for layer in lean.weights.layers:
+        for part in native.PRODUCTS:
+            setattr(layer, part, dataclasses.replace(getattr(layer, part), packed=None))
+    Upgrades({name: lean}, data_folder(ask.data_dir) / "compiled").close()
+    return lean
 
 
 def _reader(model: Any, text: Sequence[int]) -> Means:

@@ -176,7 +176,8 @@ def _weights(shape: Shape, spec: ModelSpec, place: Place, dtype: str | None, pac
     size = _SIZES[_computes_in(shape, spec, place, dtype)]
     wide = (shape.embedding + shape.head + shape.other) * size
     if spec.quantization == "none" or (place.kind != "cuda" and not packed):
-        return wide + shape.linear * size
+        kept = place.kind == "cpu" and size == 2 and spec.quantization != "none" and _native_possible()
+        return wide + shape.linear * size + (_kept(shape.linear, spec.quantization) if kept else 0)
     if spec.quantization == "nf4":
         return wide + shape.linear * NF4_BYTES
     return wide + shape.linear + 4 * shape.rows
@@ -205,6 +206,13 @@ def _computes_in(shape: Shape, spec: ModelSpec, place: Place, dtype: str | None)
     if place.kind == "cpu" and (not place.bf16 or (shape.parameters < _SMALL and not _native_possible())):
         return "float32"
     return "bfloat16"
+
+
+def _kept(weights: int, quantization: str) -> float:
+    """Bytes of what native steps read instead of so many weights in bfloat16."""
+    from hsd.runtime.packed import BYTES, LARGEST  # imports torch
+
+    return weights * BYTES[quantization] if 2 * weights <= LARGEST else 0.0
 
 
 def _native_possible() -> bool:

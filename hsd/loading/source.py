@@ -17,6 +17,7 @@ from hsd.loading.explain import readable
 from hsd.loading.hub import fetch
 from hsd.loading.place import fast_bf16
 from hsd.prompts import Tokenizer
+from hsd.runtime.packed import ATTRIBUTE, attach, collect
 from hsd.runtime.upgrades import native_possible
 
 _SMALL = 8_000_000
@@ -82,11 +83,13 @@ def read_model(
         # A folder may say itself that it is stored in 4 or 8 bits, whatever models.yaml says.
         small = spec.quantization != "none" or getattr(model, "is_quantized", False)
         if small and (unpack or (device == "cpu" and not packed)):
-            # There are no fast 4- or 8-bit kernels here: stored small, computed wide.
-            model = model.dequantize()
+            # There are no fast 4- or 8-bit kernels here: stored small, computed wide. But for passes over few tokens
+            # steps of our own read them packed.
             wide = dtype or (spec.dtype if spec.dtype != "auto" else None)
-            model = model.to(_torch_dtype(wide) if wide else cpu_dtype(model.num_parameters()))
-            model = model.to(device)
+            computed = _torch_dtype(wide) if wide else cpu_dtype(model.num_parameters())
+            kept = collect(model) if device == "cpu" and computed == torch.bfloat16 and native_possible() else {}
+            model = model.dequantize().to(computed).to(device)
+            attach(model, kept)
         elif device == "cpu" and dtype is None and spec.dtype == "auto" and not small:
             model = model.to(cpu_dtype(model.num_parameters()))
     return model
@@ -126,6 +129,10 @@ def held_bytes(model: Any) -> int:
             for name in ("absmax", "code", "offset"):
                 count(getattr(state, name, None))
             state = getattr(state, "state2", None)
+    for module in model.modules():
+        kept = getattr(module, ATTRIBUTE, None)
+        count(getattr(kept, "codes", None))
+        count(getattr(kept, "scales", None))
     return sum(seen.values())
 
 

@@ -121,11 +121,11 @@ class Steps(Buildable):
         self.model = model
         self._graphs = dict(graphs)
         self._note = folder / note
-        self._loaded: dict[str, FastStep] = {}
+        self._loaded: dict[str, list[FastStep]] = {}
 
     @abstractmethod
-    def load(self, name: str) -> FastStep:
-        """The step that lies on disk under this name."""
+    def load(self, name: str) -> list[FastStep]:
+        """The step that lies on disk under this name, in as many ways as it can be used."""
 
     def draft(self, steps: Mapping[int, FastStep]) -> DraftBlock | None:
         """What drafts whole blocks, if steps of these widths are used; None where nothing does."""
@@ -150,23 +150,23 @@ class Steps(Buildable):
                 continue
             widths = self._graphs[graph]
             try:
-                runner = self.load(graph)
-                if widths[1] not in times:
+                runners = self.load(graph)
+                for runner in runners if widths[1] not in times else ():
                     _check(self.model, runner, widths)
             except Exception as error:
                 self.set_aside(graph, error)
                 continue
-            self._loaded[graph] = runner
+            self._loaded[graph] = runners
         if len(self._loaded) > before:
             self.used()
             self._choose()
         return len(self._loaded) > before
 
-    def _times(self) -> dict[int, tuple[float, float]]:
-        """Eager and compiled milliseconds by width, as far as they were compared before."""
+    def _times(self) -> dict[int, list[float]]:
+        """Milliseconds by width of an eager pass and of each way to use a step, as far as they were compared before."""
         try:
             stored = json.loads(self._note.read_text(encoding="utf-8"))
-            return {int(width): (float(eager), float(compiled)) for width, (eager, compiled) in stored.items()}
+            return {int(width): [float(ms) for ms in times] for width, times in stored.items() if len(times) > 1}
         except (OSError, ValueError, TypeError, AttributeError):
             return {}
 
@@ -174,13 +174,15 @@ class Steps(Buildable):
         """The faster of the means at every width."""
         times = self._times()
         steps: dict[int, FastStep] = {}
-        for graph, runner in self._loaded.items():
+        for graph, runners in self._loaded.items():
             first, last = self._graphs[graph]
             for width in range(first, last + 1):
-                if width not in times:
-                    times[width] = compare(self.model, runner, width)
-                if times[width][1] < _CLEARLY * times[width][0]:
-                    steps[width] = runner
+                if len(times.get(width, ())) != 1 + len(runners):
+                    times[width] = compare(self.model, runners, width)
+                eager, *others = times[width]
+                fastest = min(others)
+                if fastest < _CLEARLY * eager:
+                    steps[width] = runners[others.index(fastest)]
         self.model.use(steps, self.means if steps else "", self.draft(steps))
         with contextlib.suppress(OSError):
             write(self._note, json.dumps({str(w): times[w] for w in sorted(times)}))
@@ -206,9 +208,9 @@ class CompiledSteps(Steps):
         """See `Buildable.spec`."""
         return {"shape": asdict(self.model.shape), "context": self.model.context, "tensors": self.tensors}
 
-    def load(self, name: str) -> FastStep:
+    def load(self, name: str) -> list[FastStep]:
         """See `Steps.load`."""
-        return _load(self.path(name), self.model)
+        return [_load(self.path(name), self.model)]
 
 
 def refusal(model: Any) -> str | None:
@@ -233,22 +235,22 @@ def prune(root: Path, days: float = 60) -> None:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def compare(model: LeanModel, runner: FastStep, width: int) -> tuple[float, float]:
-    """Milliseconds of an eager and of a compiled pass: the shortest of some interleaved runs.
+def compare(model: LeanModel, runners: Sequence[FastStep], width: int) -> list[float]:
+    """Milliseconds of an eager pass and of these: the shortest of some interleaved runs.
 
     What is compared here is remembered, so what other programs do meanwhile must not decide: it only ever adds.
     """
     cache = _filled(model, _PLACE, width)
     ids = [1] * width
-    times: tuple[list[float], list[float]] = ([], [])
+    times: list[list[float]] = [[] for _ in range(1 + len(runners))]
     with torch.inference_mode():
         for turn in range(_REPEATS + 1):
-            for kept, run in zip(times, (model.eager, runner), strict=True):
+            for kept, run in zip(times, (model.eager, *runners), strict=True):
                 begun = time.perf_counter()
                 run(ids, cache, width)
                 if turn:  # the first of each allocates
                     kept.append(1000 * (time.perf_counter() - begun))
-    return round(min(times[0]), 4), round(min(times[1]), 4)
+    return [round(min(kept), 4) for kept in times]
 
 
 def write(path: Path, text: str) -> None:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from hsd.errors import ModelError
 from hsd.runtime.base import Drafting
 from hsd.runtime.cache import LeanCache
+from hsd.runtime.packed import attached
 from hsd.runtime.step import Layer, Linear, Product, Shape, Weights, causal, step
 
 _SHAPES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
@@ -217,7 +218,7 @@ def _product(modules: list[Any]) -> Linear:
     else:
         weight = _fuse(modules, "weight")
         bias = _fuse(modules, "bias") if modules[0].bias is not None else None
-    return Product(weight, None if bias is None else bias.detach())
+    return Product(weight, None if bias is None else bias.detach(), attached(modules))
 
 
 @torch.no_grad()

@@ -51,17 +51,27 @@ _FUNCTIONS: dict[str, tuple[Any, ...]] = {  # result, arguments
     "hsd_draft": (_I, _P, _P, ctypes.c_int, _I, _P, _P, _P, _P),
     "hsd_verify": (_I, ctypes.c_int, _I, _P, _P, _P, _I, _P, _P),
 }
-_LAYER = (
-    *("input_norm", "qkv", "qkv_bias", "q_norm", "k_norm", "out", "out_bias"),
-    *("post_norm", "gate_up", "gate_up_bias", "down", "down_bias"),
+PRODUCTS = ("qkv", "out", "gate_up", "down")
+"""Of a layer."""
+
+_NORMS = ("input_norm", "q_norm", "k_norm", "post_norm")
+_VECTORS = ("input_norm", "qkv_bias", "q_norm", "k_norm", "out_bias", "post_norm", "gate_up_bias", "down_bias")
+_SIZES = (
+    *("width", "layers", "heads", "kv_heads", "head_dim", "inner", "vocab", "context"),
+    *("threads", "tiles", "bits"),
 )
-_SIZES = (*("width", "layers", "heads", "kv_heads", "head_dim", "inner", "vocab", "context", "threads", "tiles"),)
+
+
+class _Matrix(ctypes.Structure):
+    """`Matrix` of the source."""
+
+    _fields_ = [(name, ctypes.c_void_p) for name in ("whole", "codes", "scales")]
 
 
 class _Layer(ctypes.Structure):
     """`Layer` of the source."""
 
-    _fields_ = [(name, ctypes.c_void_p) for name in _LAYER]
+    _fields_ = [*((name, _Matrix) for name in PRODUCTS), *((name, ctypes.c_void_p) for name in _VECTORS)]
 
 
 class _Model(ctypes.Structure):
@@ -70,7 +80,8 @@ class _Model(ctypes.Structure):
     _fields_ = [
         *((name, ctypes.c_int64) for name in _SIZES),
         ("eps", ctypes.c_double),
-        *((name, ctypes.c_void_p) for name in ("embedding", "norm", "head", "head_bias", "cos", "sin")),
+        ("head", _Matrix),
+        *((name, ctypes.c_void_p) for name in ("embedding", "norm", "head_bias", "table", "cos", "sin")),
         ("layer", ctypes.POINTER(_Layer)),
     ]
 
@@ -199,26 +210,45 @@ def _address(tensor: Tensor | None) -> int | None:
     return None if tensor is None else tensor.data_ptr()
 
 
-def described(model: LeanModel, tiles: bool) -> tuple[_Model, tuple[object, ...]]:
-    """A model as the library sees it, and what has to live as long as that."""
+def packed(model: LeanModel) -> bool:
+    """Whether all products of its layers are there in 4 bits, or all in 8, too."""
+    products = [getattr(layer, name) for layer in model.weights.layers for name in PRODUCTS]
+    kinds = {type(product.packed) if isinstance(product, Product) else None for product in products}
+    return len(kinds) == 1 and not kinds & {None, type(None)}
+
+
+def described(model: LeanModel, tiles: bool, small: bool = False) -> tuple[_Model, tuple[object, ...]]:
+    """A model as the library sees it, and what has to live as long as that.
+
+    Args:
+        tiles: whether to use the matrix unit.
+        small: whether to read the packed weights, see `packed`.
+    """
     weights = model.weights
     layers = (_Layer * len(weights.layers))()
+    table, bits = None, 0
     for made, layer in zip(layers, weights.layers, strict=True):
-        for name in ("input_norm", "q_norm", "k_norm", "post_norm"):
+        for name in _NORMS:
             setattr(made, name, _address(getattr(layer, name)))
-        for name in ("qkv", "out", "gate_up", "down"):
+        for name in PRODUCTS:
             product = _matrix(getattr(layer, name))
-            setattr(made, name, product.weight.data_ptr())
             setattr(made, f"{name}_bias", _address(product.bias))
+            matrix = _Matrix(whole=product.weight.data_ptr())
+            if small and product.packed:
+                table, bits = product.packed.table, product.packed.bits
+                matrix = _Matrix(codes=product.packed.codes.data_ptr(), scales=product.packed.scales.data_ptr())
+            setattr(made, name, matrix)
     head = _matrix(weights.head)
     parts = {
         "embedding": weights.embedding,
         "norm": weights.norm,
-        "head": head.weight,
         "head_bias": head.bias,
+        "table": table,
         "cos": weights.cos,
         "sin": weights.sin,
     }
     addresses = {name: _address(tensor) for name, tensor in parts.items()}
-    numbers = {**sizes(model), "threads": min(torch.get_num_threads(), _MOST_THREADS), "tiles": int(tiles)}
-    return _Model(**numbers, eps=model.shape.eps, **addresses, layer=layers), (model.vocab, model.weights, layers)
+    how = {"threads": min(torch.get_num_threads(), _MOST_THREADS), "tiles": int(tiles), "bits": bits}
+    whole = _Matrix(whole=head.weight.data_ptr())
+    seen = _Model(**sizes(model), **how, eps=model.shape.eps, head=whole, **addresses, layer=layers)
+    return seen, (model.vocab, model.weights, layers)

@@ -17,7 +17,7 @@ from hsd.runtime.base import LONGEST_BLOCK, MAX_WIDTH, Drafting
 from hsd.runtime.cache import LeanCache
 from hsd.runtime.compiled import Steps, write
 from hsd.runtime.lean import DraftBlock, FastStep, LeanModel
-from hsd.runtime.native import NAME, Library, abilities, described, fingerprint, sizes
+from hsd.runtime.native import NAME, Library, abilities, described, fingerprint, packed, sizes
 
 _IDS = [ctypes.c_int64 * n for n in range(MAX_WIDTH + 1)]
 
@@ -43,10 +43,11 @@ class NativeStep:
         library: what computes them.
         model: one for which `native.refusal` gives None.
         tiles: whether to use the matrix unit; default where there is one.
+        small: whether to read packed weights, see `native.packed`. What it computes is the same.
     """
 
-    def __init__(self, library: Library, model: LeanModel, tiles: bool | None = None) -> None:
-        seen, self._alive = described(model, library.tiles if tiles is None else tiles)
+    def __init__(self, library: Library, model: LeanModel, tiles: bool | None = None, *, small: bool = False) -> None:
+        seen, self._alive = described(model, library.tiles if tiles is None else tiles, small)
         self._model = ctypes.byref(seen)
         functions = library.functions
         self._step, self._draft = functions.hsd_step, functions.hsd_draft
@@ -124,7 +125,7 @@ class NativeSteps(Steps):
     means = "native"
 
     def __init__(self, model: LeanModel, root: Path) -> None:
-        valid_for = {**sizes(model), "threads": torch.get_num_threads(), "unit": sorted(abilities())}
+        valid_for = (sizes(model), packed(model), torch.get_num_threads(), sorted(abilities()))
         key = hashlib.blake2b(repr(valid_for).encode(), digest_size=6).hexdigest()
         self._key = f"{model.name}-{key}"
         folder = root / f"native-{fingerprint()}"
@@ -147,15 +148,13 @@ class NativeSteps(Steps):
         """See `Buildable.spec`."""
         return {"native": self.suffix}
 
-    def load(self, name: str) -> NativeStep:
-        """See `Steps.load`."""
-        return NativeStep(Library(self.path(name)), self.model)
+    def load(self, name: str) -> list[FastStep]:
+        """See `Steps.load`: over the weights in bfloat16, and packed where they are stored so."""
+        library = Library(self.path(name))
+        kinds = (False, True) if packed(self.model) else (False,)
+        return [NativeStep(library, self.model, small=small) for small in kinds]
 
     def draft(self, steps: Mapping[int, FastStep]) -> DraftBlock | None:
         """See `Steps.draft`: by the library where it computes passes over one token and over a few."""
         found = steps.get(1)
-        return found.draft if isinstance(found, NativeStep) and steps.get(3) is found else None
-
-
-def _times() -> Any:
-    return (ctypes.c_double * LONGEST_BLOCK)()
+        return found.draft if isinstance(found, NativeStep) and isinstance(steps.get(3), NativeStep) else None

@@ -14,13 +14,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hsd.runtime.packed import Packed
+
 
 @dataclass(frozen=True, slots=True)
 class Product:
-    """A linear layer as data: `x @ weight.T + bias`."""
+    """A linear layer as data: `x @ weight.T + bias`.
+
+    Args:
+        weight: `(out, in)`.
+        bias: `(out,)`.
+        packed: the same weight as it was stored, in 4 or 8 bits.
+    """
 
     weight: Tensor
     bias: Tensor | None = None
+    packed: Packed | None = None
 
     def __call__(self, x: Tensor) -> Tensor:
         return F.linear(x, self.weight, self.bias)

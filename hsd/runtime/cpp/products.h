@@ -1,5 +1,8 @@
 // Blocks of 16 rows of a weight times all new tokens, by the matrix unit or by dot products: what a step consists of.
 //
+// A weight is bfloat16, or packed in 4 or 8 bits and then unpacked block by block, to the very numbers that it would
+// hold in bfloat16: either way the sums are the same, bit for bit. Packed, a quarter or half of the bytes is read.
+//
 // The input is pairs of features, a lane per token, in groups of lanes (`pair_at`): with tiles x[feature / 2][lane][2].
 // Sums come out as out[row][lane], 16 lanes, or 1 where there is one token.
 
@@ -16,6 +19,14 @@ constexpr int kLanes = 16;  // most tokens of a pass
 constexpr int kRows = 16;   // rows of a tile
 constexpr int kDepth = 32;  // columns of a tile
 constexpr int kTiles = 4;   // tiles of weights in flight
+constexpr int kPack = 64;   // columns of a packed block
+
+// A weight, row-major (out, in); or what is packed, see `unpack_4` and `unpack_8`.
+struct Matrix {
+  const bf16* whole;     // null if packed
+  const uint8_t* codes;  // 4 bits: (out / 16, in / 64, 16, 32); 8 bits: (out, in), signed
+  const float* scales;   // 4 bits: (out / 16, in / 64, 16); 8 bits: (out)
+};
 
 struct __attribute__((packed)) TileConfig {
   uint8_t palette = 1, start = 0, reserved[14] = {};
@@ -67,6 +78,84 @@ __attribute__((target("amx-tile,amx-bf16"))) inline void tiled(const bf16* const
   if (Count > 1) _tile_stored(1, out[1], pair);
   if (Count > 2) _tile_stored(2, out[2], pair);
   if (Count > 3) _tile_stored(3, out[3], pair);
+}
+
+// 16 rows and 64 columns, unpacked to rows `row` numbers apart. Byte j of a row holds columns j (low half) and 32 + j;
+// a code stands for an entry of `table` times the row's scale.
+inline void unpack_4(const uint8_t* codes, const float* scales, __m512 table, bf16* out, int64_t row) {
+  for (int i = 0; i < kRows; i++) {
+    const __m512i two = _mm512_cvtepu8_epi16(_mm256_loadu_si256((const __m256i*)(codes + i * kPack / 2)));
+    // 16 entries twice: a look-up takes 5 bits, of which the fifth is the next code's.
+    const __m512i entries = _mm512_broadcast_i64x4(narrowed(_mm512_mul_ps(table, _mm512_set1_ps(scales[i]))));
+    _mm512_storeu_si512(out + i * row, _mm512_permutexvar_epi16(two, entries));
+    _mm512_storeu_si512(out + i * row + kPack / 2, _mm512_permutexvar_epi16(_mm512_srli_epi16(two, 4), entries));
+  }
+}
+
+// The same for rows of bytes `depth` apart: numbers of which 127 stands for the row's scale, rounded as bitsandbytes
+// does.
+inline void unpack_8(const uint8_t* codes, int64_t depth, const float* scales, bf16* out, int64_t row) {
+  const __m512 least = _mm512_set1_ps(7.874015718698502e-3f);
+  for (int i = 0; i < kRows; i++) {
+    const __m512 scale = _mm512_set1_ps(scales[i]);
+    const auto some = [&](int j) {
+      const __m512i wide = _mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)(codes + i * depth + j)));
+      return _mm512_mul_ps(_mm512_mul_ps(_mm512_cvtepi32_ps(wide), scale), least);
+    };
+    for (int j = 0; j < kPack; j += 32)
+      _mm512_storeu_si512(out + i * row + j, (__m512i)_mm512_cvtne2ps_pbh(some(j + 16), some(j)));
+  }
+}
+
+// How a model's weights are packed.
+struct Packing {
+  int64_t bits;
+  int64_t depth;  // columns of this weight
+  __m512 table;
+
+  // Where row n begins, a multiple of 16.
+  Matrix from(const Matrix& w, int64_t n) const {
+    if (bits == 4) return {nullptr, w.codes + n * depth / 2, w.scales + n * depth / kPack};
+    return {nullptr, w.codes + n * depth, w.scales + n};
+  }
+
+  void unpack(const Matrix& w, int64_t k, bf16* out, int64_t row) const {
+    if (bits == 4)
+      unpack_4(w.codes + k * kRows / 2, w.scales + k / kPack * kRows, table, out, row);
+    else
+      unpack_8(w.codes + k, depth, w.scales, out, row);
+  }
+};
+
+// As `tiled`, for packed weights.
+template <int Count>
+__attribute__((target("amx-tile,amx-bf16"))) inline void tiled(const Matrix* w, const Packing& packing, const bf16* x,
+                                                               int lanes, float (*out)[kRows * kLanes]) {
+  const int64_t pair = (lanes == 1 ? 1 : kLanes) * 4, steps = packing.depth / kPack;
+  // Two, since tiles cannot be loaded at once from what was just stored.
+  alignas(64) bf16 made[2][Count][kRows * kPack];
+  const auto make = [&](int64_t step) {
+    for (int i = 0; i < Count; i++) packing.unpack(w[i], step * kPack, made[step & 1][i], kPack);
+  };
+  _tile_zero(0);
+  if (Count > 1) _tile_zero(1);
+  make(0);
+  for (int64_t step = 0; step < steps; step++) {
+    if (step + 1 < steps) make(step + 1);
+    __asm__ volatile("" : : "r"(x), "r"(made) : "memory");
+    for (int half = 0; half < 2; half++) {
+      const bf16* from = made[step & 1][0] + half * kDepth;
+      _tile_loadd(6, reinterpret_cast<const char*>(x) + (step * kPack + half * kDepth) / 2 * pair, pair);
+      _tile_loadd(4, from, kPack * 2);
+      _tile_dpbf16ps(0, 4, 6);
+      if (Count > 1) {
+        _tile_loadd(5, from + kRows * kPack, kPack * 2);
+        _tile_dpbf16ps(1, 5, 6);
+      }
+    }
+  }
+  _tile_stored(0, out[0], pair);
+  if (Count > 1) _tile_stored(1, out[1], pair);
 }
 
 // Lanes in a group: with tiles 16, or 1 where there is one token; without, no more than there have to be.

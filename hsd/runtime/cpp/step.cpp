@@ -25,15 +25,18 @@
 #include "products.h"
 
 extern "C" {
-// Mirrored by `hsd.runtime.native._Layer` and `_Model`. Matrices are row-major (out, in); biases may be null.
+// Mirrored by `hsd.runtime.native._Layer` and `_Model`. Biases may be null.
 struct Layer {
-  const bf16 *input_norm, *qkv, *qkv_bias, *q_norm, *k_norm, *out, *out_bias;
-  const bf16 *post_norm, *gate_up, *gate_up_bias, *down, *down_bias;
+  Matrix qkv, out, gate_up, down;
+  const bf16 *input_norm, *qkv_bias, *q_norm, *k_norm, *out_bias, *post_norm, *gate_up_bias, *down_bias;
 };
 struct Model {
   int64_t width, layers, heads, kv_heads, head_dim, inner, vocab, context, threads, tiles;
+  int64_t bits;  // of a weight of a layer that is packed; 0 if none is
   double eps;
-  const bf16 *embedding, *norm, *head, *head_bias;
+  Matrix head;
+  const bf16 *embedding, *norm, *head_bias;
+  const float* table;      // what the 16 codes of 4 bits stand for
   const float *cos, *sin;  // (context, head_dim); the sine's first half carries the minus sign
   const Layer* layer;
 };
@@ -67,49 +70,79 @@ struct Pass {
   int stride;     // floats of a feature: 1 or 16
   int group;      // lanes of a group in the input of products
   int64_t start;  // tokens before them
+  bf16* rows;     // room for 16 unpacked rows, the thread's own
 
   template <int Count>
-  void blocks(const bf16* const* w, int64_t depth, const bf16* x, float (*out)[kRows * kLanes]) const {
+  void blocks(const Matrix* w, int64_t depth, const bf16* x, float (*out)[kRows * kLanes]) const {
+    if (!w->whole) return packed<Count>(w, depth, x, out);
     if (m.tiles) {
-      tiled<Count>(w, depth, x, lanes, out);
+      const bf16* rows[Count];
+      for (int i = 0; i < Count; i++) rows[i] = w[i].whole;
+      tiled<Count>(rows, depth, x, lanes, out);
     } else {
-      for (int i = 0; i < Count; i++) dotted(w[i], depth, x, group, out[i]);
+      for (int i = 0; i < Count; i++) dotted(w[i].whole, depth, x, group, out[i]);
     }
+  }
+
+  Packing packing(int64_t depth) const {
+    return {m.bits, depth, m.bits == 4 ? _mm512_loadu_ps(m.table) : _mm512_setzero_ps()};
+  }
+
+  template <int Count>
+  void packed(const Matrix* w, int64_t depth, const bf16* x, float (*out)[kRows * kLanes]) const {
+    constexpr int kAtOnce = Count > 1 ? 2 : 1;
+    const Packing how = packing(depth);
+    for (int i = 0; i < Count; i += kAtOnce) {
+      if (m.tiles) {
+        tiled<kAtOnce>(w + i, how, x, lanes, out + i);
+        continue;
+      }
+      for (int j = i; j < i + kAtOnce; j++) {
+        for (int64_t k = 0; k < depth; k += kPack) how.unpack(w[j], k, rows + k, depth);
+        dotted(rows, depth, x, group, out[j]);
+      }
+    }
+  }
+
+  // `w` from row n on, a multiple of 16.
+  Matrix from(const Matrix& w, int64_t n, int64_t depth) const {
+    return w.whole ? Matrix{w.whole + n * depth, nullptr, nullptr} : packing(depth).from(w, n);
   }
 
   // Rows [begin, end) of `w`, 16 at a time: done(first row, sums[16][lane]).
   template <class Done>
-  void product(const bf16* w, int64_t depth, const bf16* x, int64_t begin, int64_t end, Done done) const {
+  void product(const Matrix& w, int64_t depth, const bf16* x, int64_t begin, int64_t end, Done done) const {
     alignas(64) float out[kTiles][kRows * kLanes] = {};  // lanes without a token stay 0
     int64_t n = begin;
     for (; n + kTiles * kRows <= end; n += kTiles * kRows) {
-      const bf16* rows[kTiles];
-      for (int i = 0; i < kTiles; i++) rows[i] = w + (n + i * kRows) * depth;
-      blocks<kTiles>(rows, depth, x, out);
+      Matrix some[kTiles];
+      for (int i = 0; i < kTiles; i++) some[i] = from(w, n + i * kRows, depth);
+      blocks<kTiles>(some, depth, x, out);
       for (int i = 0; i < kTiles; i++) done(n + i * kRows, out[i]);
     }
     for (; n < end; n += kRows) {
-      const bf16* rows[1] = {w + n * depth};
-      blocks<1>(rows, depth, x, out);
+      const Matrix one = from(w, n, depth);
+      blocks<1>(&one, depth, x, out);
       done(n, out[0]);
     }
   }
 
   // The same for rows of two matrices of equal shape side by side: done(first row, sums of one, sums of the other).
   template <class Done>
-  void product_of_two(const bf16* a, const bf16* b, int64_t depth, const bf16* x, int64_t begin, int64_t end,
+  void product_of_two(const Matrix& a, const Matrix& b, int64_t depth, const bf16* x, int64_t begin, int64_t end,
                       Done done) const {
     alignas(64) float out[kTiles][kRows * kLanes] = {};  // lanes without a token stay 0
     int64_t n = begin;
     for (; n + 2 * kRows <= end; n += 2 * kRows) {
-      const bf16* rows[4] = {a + n * depth, b + n * depth, a + (n + kRows) * depth, b + (n + kRows) * depth};
-      blocks<4>(rows, depth, x, out);
+      const Matrix some[4] = {from(a, n, depth), from(b, n, depth), from(a, n + kRows, depth),
+                              from(b, n + kRows, depth)};
+      blocks<4>(some, depth, x, out);
       done(n, out[0], out[1]);
       done(n + kRows, out[2], out[3]);
     }
     for (; n < end; n += kRows) {
-      const bf16* rows[2] = {a + n * depth, b + n * depth};
-      blocks<2>(rows, depth, x, out);
+      const Matrix some[2] = {from(a, n, depth), from(b, n, depth)};
+      blocks<2>(some, depth, x, out);
       done(n, out[0], out[1]);
     }
   }
@@ -186,7 +219,8 @@ void attend(const float* q, const float* keys, const float* values, int64_t stri
 // What threads share during a pass, cut out of one piece of memory.
 struct Scratch {
   float *hidden, *qkv, *query, *squares, *scores;
-  bf16 *x, *attended, *inner;
+  bf16 *x, *attended, *inner, *rows;
+  int64_t deepest;  // features of the widest input
   size_t bytes;
 
   Scratch(const Model& m, char* base) {
@@ -205,6 +239,8 @@ struct Scratch {
     x = (bf16*)take(m.width * kLanes, 2);
     attended = (bf16*)take(heads * kLanes, 2);
     inner = (bf16*)take(m.inner * kLanes, 2);
+    deepest = std::max({m.width, m.inner, heads});
+    rows = (bf16*)take(m.bits && !m.tiles ? m.threads * kRows * deepest : 0, 2);
     bytes = at - base;
   }
 };
@@ -299,9 +335,10 @@ inline __m512 finished(const float* sums, int i, __m512 scale, const bf16* bias,
   return bias ? _mm512_add_ps(y, _mm512_set1_ps(widened(bias[n + i]))) : y;
 }
 
-void work(const Pass& pass, const Scratch& s, const int64_t* ids, float* const* cache, int last, float* logits, int t,
+void work(Pass pass, const Scratch& s, const int64_t* ids, float* const* cache, int last, float* logits, int t,
           int threads) {
   const Model& m = pass.m;
+  pass.rows = s.rows + t * kRows * s.deepest;
   const int lanes = pass.lanes, stride = pass.stride, rows = stride == 1 ? 1 : kRows;
   const int64_t size = m.head_dim, kv = m.kv_heads, row = kv * size, group = m.heads / kv;
   const Share own(m.width, kRows, t, threads);
@@ -376,7 +413,7 @@ void work(const Pass& pass, const Scratch& s, const int64_t* ids, float* const* 
     scale = scales(m, s.squares, threads, stride);
     const Share gates(m.inner, kRows, t, threads);
     const bf16 *gate_bias = layer.gate_up_bias, *up_bias = gate_bias ? gate_bias + m.inner : nullptr;
-    pass.product_of_two(layer.gate_up, layer.gate_up + m.inner * m.width, m.width, s.x, gates.begin, gates.end,
+    pass.product_of_two(layer.gate_up, pass.from(layer.gate_up, m.inner, m.width), m.width, s.x, gates.begin, gates.end,
                         [&](int64_t n, const float* gate, const float* up) {
                           __m512 made[2];
                           for (int i = 0; i < rows; i++) {
@@ -429,7 +466,7 @@ int hsd_step(const Model* m, const int64_t* ids, int lanes, int64_t start, float
              char* scratch) {
   for (int i = 0; i < lanes; i++)
     if (ids[i] < 0 || ids[i] >= m->vocab) return 1;
-  const Pass pass{*m, lanes, lanes == 1 ? 1 : kLanes, grouped(lanes, m->tiles), start};
+  const Pass pass{*m, lanes, lanes == 1 ? 1 : kLanes, grouped(lanes, m->tiles), start, nullptr};
   const Scratch shared(*m, scratch);
 #pragma omp parallel num_threads(int(m->threads))
   work(pass, shared, ids, cache, last, logits, omp_get_thread_num(), omp_get_num_threads());

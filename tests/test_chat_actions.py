@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,12 +16,12 @@ from test_chat_session import idle, until
 from chat.session import Session
 from chat.settings import NAMES, Settings
 from chat.store import Store
-from chat.ui import page, settings, views
+from chat.ui import actions, page, settings, views
 from chat.ui.actions import Actions, Click
 from chat.ui.tabs import Tabs
 
 REQUEST: Any = SimpleNamespace(session_hash="tab")
-VALUES = settings.show(Settings())
+VALUES = ["new", *settings.show(Settings())]
 
 
 def click(**data: Any) -> gr.EventData:
@@ -41,8 +42,9 @@ def test_clicks_reach_the_conversation_they_are_about(session: Session) -> None:
     page.build(session)  # every handler fits the parts it is wired to
     tabs = Tabs()
     do, clicks = Actions(session, tabs), views.Views(session, tabs)
+    do.enter("new", REQUEST)
     tab = tabs.of("tab")
-    assert do.send(REQUEST, "hello", *VALUES) == "" and tab.open
+    assert do.send(REQUEST, "hello", *VALUES)[0] == "" and tab.open
     idle(session, tab.open)
     opened, (prompt, reply) = tab.open, session.snapshot(tab.open).messages
     do.choose(click(action="rename", id=opened, text="  <b>Seals</b> "), REQUEST)
@@ -88,9 +90,73 @@ def test_a_file_is_imported_and_what_cannot_be_done_is_a_sentence_on_the_tab(ses
     shown = do.bring(click(action="import", text=session.exported(conversation, "json")[1]), REQUEST)
     assert tab.open not in (None, conversation) and shown[NAMES.index("temperature")] == 0.25
     for wrong in (click(action="import", text="{}"), click(action="family", id="builtin")):
-        assert do.bring(wrong, REQUEST) == [gr.skip()] * len(NAMES) and tab.problem
+        assert do.bring(wrong, REQUEST) == [gr.skip()] * (len(NAMES) + 1) and tab.problem
     do.turn(click(action="resend", id="nobody", text="x"), REQUEST, "", *VALUES)
     assert "not there any more" in tab.problem
+
+
+def test_what_is_sent_before_the_settings_are_on_the_page_is_sent_with_those_that_are_stored(session: Session) -> None:
+    warm = session.send(None, "warm", Settings(temperature=1.25, system="Be kind."))
+    idle(session, warm)
+    cool = session.send(None, "cool", Settings(temperature=0.25))
+    idle(session, cool)
+
+    def sent(held: str | None, temperature: float) -> tuple[float, float | object]:
+        """The temperature of the reply, and what the page is told of it."""
+        fields = settings.show(Settings(temperature=temperature))
+        told = do.send(REQUEST, "more", held, *fields)
+        idle(session, tab.open)
+        reply, kept = session.snapshot(tab.open).messages[-1], session.conversation(tab.open).settings
+        assert not tab.problem and reply.params["temperature"] == kept["temperature"]
+        return kept["temperature"], told[1 + NAMES.index("temperature")]
+
+    do = Actions(session, Tabs())
+    tab = do.tabs.of("tab")
+    *shown, held = do.enter(cool, REQUEST)
+    assert settings.read(*shown).temperature == 0.25
+    # Nothing has come, then something has: only then the fields say what a person wants.
+    assert sent(None, 0.7) == (0.25, 0.25) and sent("", 0.7) == (0.25, 0.25)
+    assert sent(held, 0.9) == (0.9, gr.skip()) and session.conversation(cool).settings["temperature"] == 0.9
+    # Another conversation was opened, and its settings are on their way.
+    *shown, other = do.choose(click(action="open", id=warm), REQUEST)
+    assert sent(held, 0.9) == (1.25, 1.25) and session.conversation(warm).settings["system"] == "Be kind."
+    do.turn(click(action="again", id=session.snapshot(warm).messages[-1].id), REQUEST, "", held, *VALUES[1:])
+    idle(session, warm)
+    assert session.conversation(warm).settings["temperature"] == 1.25
+    assert sent(other, 1.5) == (1.5, gr.skip())
+    # A new one has the usual settings until its own are there.
+    do.new(REQUEST)
+    assert sent(other, 1.5) == (0.7, 0.7) and sent(tab.open, 0.4) == (0.4, gr.skip())
+    *shown, new = do.new(REQUEST)
+    assert sent(new, 0.3) == (0.3, gr.skip()) and sent(new, 0.4) == (0.4, gr.skip())
+
+
+def test_a_message_that_overtakes_the_opening_of_its_page_reaches_the_right_conversation(
+    session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = session.send(None, "first", Settings(temperature=0.25))
+    idle(session, first)
+    last = session.send(None, "last", Settings())
+    idle(session, last)
+    do = Actions(session, Tabs())
+    opening = threading.Timer(0.2, do.enter, [first, REQUEST])
+    opening.start()
+    assert do.send(REQUEST, "more", "", *VALUES[1:])[0] == ""
+    idle(session, first)
+    assert session.snapshot(first).messages[2].text == "more" and len(session.snapshot(last).messages) == 2
+    # A page that the program no longer knows says what it shows; its fields have long been there.
+    do.tabs.drop("tab")
+    do.tabs.of("tab", first)
+    do.send(REQUEST, "and more", "new", *settings.show(Settings(temperature=0.5)))
+    idle(session, first)
+    assert session.snapshot(first).messages[4].text == "and more"
+    assert session.conversation(first).settings["temperature"] == 0.5
+    monkeypatch.setattr(actions, "ENTER_SECONDS", 0.05)
+    do.tabs.drop("tab")
+    assert do.send(REQUEST, "lost?", "new", *VALUES[1:])[0] == gr.skip()
+    assert "still being opened" in do.tabs.of("tab").problem and len(session.conversations()) == 2
+    # Told what the page shows, a tab that waited is one that is known.
+    assert do.tabs.of("tab", first).entered and do.tabs.of("tab").open == first
 
 
 @pytest.mark.parametrize("data", [None, "rename", [], {}])

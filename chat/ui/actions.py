@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +20,9 @@ from chat.ui import reply, settings
 from chat.ui.history import SHOWN
 from chat.ui.levels import looks
 from chat.ui.tabs import Tab, Tabs
+
+ENTER_SECONDS = 5.0
+"""A message may reach the program before it knows what its page shows; it waits this long for that."""
 
 FORGET_SECONDS = 60.0
 """A temporary conversation is forgotten this long after the last tab that showed it was closed."""
@@ -50,19 +54,36 @@ class Actions:
         tab.problem = ""
         return tab
 
+    def _show_settings(self, tab: Tab, settings_: Settings | None = None) -> list[Any]:
+        """Settings for the fields, the open conversation's unless others are given, and whose they are."""
+        tab.given = tab.open or "new"
+        return [*settings.show(settings_ or self._stored(tab)), tab.given]
+
+    def _stored(self, tab: Tab) -> Settings:
+        conversation = self.session.conversation(tab.open)
+        stored = conversation.settings if conversation else {}
+        return Settings.from_dict({"plan": self.session.default_plan, **stored})
+
+    def _asked(self, tab: Tab, held: str, values: Sequence[Any]) -> Settings:
+        """What the fields say; what is stored while they hold another conversation's settings, or none yet."""
+        return settings.read(*values) if _arrived(tab, held) else self._stored(tab)
+
     def enter(self, wanted: str, request: gr.Request) -> list[Any]:
         """The page was opened: the conversation of its address, or else the latest."""
         tab = self._tab(request)
+        tab.given = ""
         self.session.visited.set()
         try:
             if wanted and wanted != "new" and self.session.conversation(wanted):
                 tab.open, tab.temporary = wanted, wanted.startswith(TEMPORARY)
             elif wanted != "new":
                 tab.open = self.session.latest()
+            return self._show_settings(tab)
         except hsd.StoreError as error:
             tab.problem = str(error)
-        tab.entered = True
-        return self._settings_of(tab)
+            return self._unchanged()
+        finally:
+            tab.entered = True
 
     def leave(self, request: gr.Request) -> None:
         """The tab was closed; what it started goes on."""
@@ -84,16 +105,23 @@ class Actions:
         if left and left != conversation_id and not self.tabs.shows(left):
             self.session.forget(left)
 
-    def send(self, request: gr.Request, text: str, *values: Any) -> Any:
-        """Send the message; the box is emptied only when it has been stored."""
+    def send(self, request: gr.Request, text: str, held: str, *values: Any) -> list[Any]:
+        """Send the message; the box is emptied only when it has been stored.
+
+        Args:
+            held: whose settings the fields hold, see `Tab.given`; a message may be sent before they are there.
+        """
         tab = self._tab(request)
         try:
-            tab.open = self.session.send(tab.open, text or "", settings.read(*values), temporary=tab.temporary)
+            _await_entered(tab)
+            arrived = _arrived(tab, held)
+            asked = self._asked(tab, held, values)
+            tab.open = self.session.send(tab.open, text or "", asked, temporary=tab.temporary)
         except hsd.HsdError as error:
             tab.problem = str(error)
-            return gr.skip()
+            return [gr.skip(), *self._unchanged()]
         tab.shown = SHOWN
-        return ""
+        return ["", *(self._unchanged() if arrived else self._show_settings(tab, asked))]
 
     def stop(self, request: gr.Request) -> None:
         """Stop the reply of the open conversation."""
@@ -106,7 +134,7 @@ class Actions:
         tab = self._tab(request)
         self._show(tab, None)
         tab.undo = None
-        return settings.show(Settings(plan=self.session.default_plan))
+        return self._show_settings(tab)
 
     def search(self, words: str, request: gr.Request) -> None:
         """Narrow the list."""
@@ -120,7 +148,7 @@ class Actions:
             self._on_entry(tab, Click.of(event))
         except hsd.HsdError as error:
             tab.problem = str(error)
-        return self._settings_of(tab) if tab.open != before else self._unchanged()
+        return self._show_settings(tab) if tab.open != before else self._unchanged()
 
     def _on_entry(self, tab: Tab, click: Click) -> None:
         action, identifier = click.action, click.id
@@ -150,18 +178,18 @@ class Actions:
             if click.action == "import":
                 self._show(tab, self.session.imported(click.text))
                 tab.shown, tab.undo = SHOWN, None
-                return self._settings_of(tab)
+                return self._show_settings(tab)
         except hsd.HsdError as error:
             tab.problem = str(error)
         return self._unchanged()
 
     def _unchanged(self) -> list[Any]:
-        return [gr.skip()] * len(NAMES)
+        return [gr.skip()] * (len(NAMES) + 1)
 
     def _family(self, name: str) -> list[Any]:
         self.session.choose(name)
         # A plan names levels, which are others in another family.
-        return [self.session.default_plan if name == "plan" else gr.skip() for name in NAMES]
+        return [*(self.session.default_plan if name == "plan" else gr.skip() for name in NAMES), gr.skip()]
 
     def preset(self, name: str | None, request: gr.Request, *values: Any) -> list[Any]:
         """Settings of a preset; a name that is new is only being typed."""
@@ -171,7 +199,7 @@ class Actions:
                 return settings.show(presets.apply(self.session.store, str(name), settings.read(*values)))
         except hsd.HsdError as error:
             tab.problem = str(error)
-        return self._unchanged()
+        return self._unchanged()[:-1]
 
     def known_presets(self, request: gr.Request) -> Any:
         """The presets there are now: the page itself is as old as the program."""
@@ -205,7 +233,7 @@ class Actions:
         except hsd.HsdError as error:
             tab.problem = str(error)
 
-    def turn(self, event: gr.EventData, request: gr.Request, unsent: str, *values: Any) -> Any:
+    def turn(self, event: gr.EventData, request: gr.Request, unsent: str, held: str, *values: Any) -> Any:
         """An action on a turn: another reply, more of it, another prompt, another branch, undo, or earlier turns."""
         tab, click = self._tab(request), Click.of(event)
         action, identifier = click.action, click.id
@@ -213,7 +241,7 @@ class Actions:
             if action == "undo" and tab.open:
                 prompt = self.session.undo(tab.open)
                 return gr.skip() if (unsent or "").strip() else prompt
-            self._on_turn(tab, click, values)
+            self._on_turn(tab, click, self._asked(tab, held, values))
         except hsd.HsdError as error:
             tab.problem = str(error)
         if action == "edit":
@@ -222,7 +250,7 @@ class Actions:
             return self.session.examples[int(identifier)]
         return gr.skip()
 
-    def _on_turn(self, tab: Tab, click: Click, values: Sequence[Any]) -> None:
+    def _on_turn(self, tab: Tab, click: Click, asked: Settings) -> None:
         action, identifier = click.action, click.id
         if action == "temporary" and tab.open is None:
             tab.temporary = not tab.temporary
@@ -231,11 +259,11 @@ class Actions:
         elif action == "earlier":
             tab.shown += 5 * SHOWN
         elif action == "again":
-            self.session.regenerate(identifier, settings.read(*values))
+            self.session.regenerate(identifier, asked)
         elif action == "resume":
-            self.session.resume(identifier, settings.read(*values))
+            self.session.resume(identifier, asked)
         elif action == "resend":
-            self.session.edit(identifier, click.text, settings.read(*values))
+            self.session.edit(identifier, click.text, asked)
         elif action in ("previous", "next"):
             self.session.switch(identifier, 1 if action == "next" else -1)
 
@@ -244,10 +272,19 @@ class Actions:
         prompt = self.session.message(message.parent_id) if message else None
         return prompt.text if prompt else ""
 
-    def _settings_of(self, tab: Tab) -> list[Any]:
-        conversation = self.session.conversation(tab.open)
-        stored = conversation.settings if conversation else {}
-        return settings.show(Settings.from_dict({"plan": self.session.default_plan, **stored}))
+
+def _arrived(tab: Tab, held: str) -> bool:
+    """Whether the fields hold what the page was last given, as a person may have changed it since."""
+    return tab.given is None or (bool(held) and held == tab.given)
+
+
+def _await_entered(tab: Tab) -> None:
+    """Wait until it is known what the tab shows. Raises HsdError where that takes too long."""
+    end = time.monotonic() + ENTER_SECONDS
+    while not tab.entered:
+        if time.monotonic() > end:
+            raise hsd.HsdError("The page is still being opened.", "Send the message again.")
+        time.sleep(0.02)
 
 
 def exported(session: Session) -> Callable[[Mapping[str, Any]], dict[str, str]]:

@@ -46,6 +46,8 @@ def build(session: Session) -> gr.Blocks:
         ui |= _right(session)
         # Never shown: the id of the open conversation, on its way to and from the address.
         ui["current"] = gr.Textbox(visible="hidden", elem_id="current", label="Open conversation")
+        # Nor this one: whose settings the fields hold.
+        ui["held"] = gr.Textbox(visible="hidden", elem_id="held", label="Settings of")
         _wire(page, session, tabs, ui)
     return page
 
@@ -104,6 +106,7 @@ def _right(session: Session) -> dict[str, Any]:
 def _wire(page: gr.Blocks, session: Session, tabs: Tabs, ui: dict[str, Any]) -> None:
     do = actions.Actions(session, tabs)
     fields, message, current = ui["settings"], ui["message"], ui["current"]
+    given, sent = [*fields, ui["held"]], [message, ui["held"], *fields]
     quiet: dict[str, Any] = {
         "show_progress": "hidden",
         "api_visibility": "private",
@@ -119,20 +122,20 @@ def _wire(page: gr.Blocks, session: Session, tabs: Tabs, ui: dict[str, Any]) -> 
         async for values in watch.stream(session, tabs.of(request.session_hash, wanted)):
             yield values
 
-    page.load(do.enter, [current], fields, js=OPEN_FROM_ADDRESS, **quiet)
+    page.load(do.enter, [current], given, js=OPEN_FROM_ADDRESS, **quiet)
     # The browser drops ticks while their event runs; when one has ended or was cut off, the next takes it up again.
     for event, outputs in ((follow, [part.component for part in parts]), (stream, ui["running"])):
         gr.Timer(0.25).tick(event, [current], outputs, trigger_mode="once", **quiet)
     current.change(None, [current], None, js=SHOW_IN_ADDRESS)
 
-    message.submit(do.send, [message, *fields], [message], **quiet)
+    message.submit(do.send, sent, [message, *given], **quiet)
     message.stop(do.stop, None, None, **quiet)
-    ui["new"].click(do.new, None, fields, **quiet)
+    ui["new"].click(do.new, None, given, **quiet)
     ui["search"].change(do.search, [ui["search"]], None, trigger_mode="always_last", **quiet)
-    ui["listing"].select(do.choose, None, fields, **quiet)
-    ui["head"].select(do.bring, None, fields, **quiet)
+    ui["listing"].select(do.choose, None, given, **quiet)
+    ui["head"].select(do.bring, None, given, **quiet)
     ui["engine"].select(do.engine, None, None, **quiet)
-    ui["history"].select(do.turn, [message, *fields], [message], **quiet)
+    ui["history"].select(do.turn, sent, [message], **quiet)
     preset = ui["preset"]
     page.load(do.known_presets, None, [preset], **quiet)
     preset.input(do.preset, [preset, *fields], fields, **quiet)

@@ -17,6 +17,8 @@ class Tab:
     `entered` is set once it is known what to show, `rendered` is the last reply that the history on show holds.
     `temporary`: what is begun here is kept in memory alone. `closed` ends the events that write the page: Gradio tells
     none that waits that nobody is there any more.
+    `given`: the conversation whose settings the page was last given, "new" for one that is not begun, "" for none yet;
+    None where this program has not opened the page.
     `view` is "" for the chat, "plan", or "race:" and a reply; None until that is known. `said` is a sentence it left,
     `plan` one that was set by hand before there is a conversation, `pinned` what the field for it was last given.
     """
@@ -28,6 +30,7 @@ class Tab:
     shown: int = SHOWN
     temporary: bool = False
     entered: bool = False
+    given: str | None = None
     rendered: str = ""
     closed: bool = False
     view: str | None = None
@@ -46,11 +49,9 @@ class Tabs:
     def of(self, key: str | None, open_id: str = "") -> Tab:
         """The tab of this hash; one that is new, or was taken for closed, shows `open_id`."""
         with self._lock:
-            tab = self._tabs.get(key or "")
-            if tab is None:
-                tab = self._tabs[key or ""] = Tab(
-                    open=open_id if open_id not in ("", "new") else None, entered=bool(open_id)
-                )
+            tab = self._tabs.setdefault(key or "", Tab())
+            if open_id and not tab.entered:
+                tab.open, tab.entered = open_id if open_id != "new" else None, True
             while len(self._tabs) > MAX_TABS:
                 self._tabs.pop(next(iter(self._tabs))).closed = True
             return tab

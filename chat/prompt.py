@@ -82,11 +82,11 @@ def prompt_to_continue(
         room: tokens that the whole may have, where old turns may be left out for it; 0 where they may not.
         variables: of the chat template.
     """
-    turns, dropped = list(messages), 0
-    ids = [*_opening(tokenizer, turns, variables), *begun]
-    while room and len(ids) > room and (shorter := _without_oldest_turn(turns)):
-        turns, dropped = shorter, dropped + 1
-        ids = [*_opening(tokenizer, turns, variables), *begun]
+    rest: list[Mapping[str, Any]] | None = list(messages)
+    ids, dropped = list[int](), -1
+    while rest is not None:
+        ids, dropped = [*_opening(tokenizer, rest, variables), *begun], dropped + 1
+        rest = _without_oldest_turn(rest) if room and len(ids) > room else None
     return ids, dropped
 
 

@@ -42,7 +42,9 @@ def explain(error: Exception, path: Path) -> hsd.StoreError:
         return hsd.StoreError(
             f"The conversations in {path} are locked by another program.", "Close it, or wait a moment and try again."
         )
-    if "readonly" in text or "read-only" in text:
+    # SQLite cannot even open a file in WAL mode where it may not make the two beside it.
+    closed = "unable to open" in text and path.parent.is_dir() and not os.access(path.parent, os.W_OK)
+    if closed or "readonly" in text or "read-only" in text:
         return hsd.StoreError(f"The conversations in {path} are read-only.", "Make the file and its folder writable.")
     if "full" in text:
         return hsd.StoreError(f"The disk that holds {path} is full.", "Free some space and try again.")

@@ -225,16 +225,15 @@ class Session(Choosing):
             raise hsd.PromptError("The message is empty.", "Write something first.")
         params = self._params(settings)
         with self._sending:
-            if self.conversation(conversation_id) is None:
-                conversation_id = None
-            if conversation_id is None:
-                store = self._passing if temporary else self.store
-                conversation_id = store.create("Temporary chat" if temporary else make_title(text))
-            store = self._of(conversation_id)
-            self._check_free(conversation_id)
-            parent = self._parent_for_next(conversation_id)
-            store.keep_settings(conversation_id, dataclasses.asdict(settings))
-            _, reply_id = store.add_turn(conversation_id, parent, text, dataclasses.asdict(settings))
+            known = self.conversation(conversation_id)
+            store = self._of(known.id) if known else self._passing if temporary else self.store
+            with store.together():
+                title = "Temporary chat" if temporary else make_title(text)
+                conversation_id = known.id if known else store.create(title)
+                self._check_free(conversation_id)
+                parent = self._parent_for_next(conversation_id)
+                store.keep_settings(conversation_id, dataclasses.asdict(settings))
+                _, reply_id = store.add_turn(conversation_id, parent, text, dataclasses.asdict(settings))
             self._submit(conversation_id, reply_id, params, settings)
         return conversation_id
 
@@ -244,9 +243,10 @@ class Session(Choosing):
         with self._sending:
             message = self._expect(message_id, "assistant")
             self._check_free(message.conversation_id)
-            store = self._of(message_id)
-            store.keep_settings(message.conversation_id, dataclasses.asdict(settings))
-            reply_id = store.add_reply(message.conversation_id, str(message.parent_id), dataclasses.asdict(settings))
+            store, asked = self._of(message_id), dataclasses.asdict(settings)
+            with store.together():
+                store.keep_settings(message.conversation_id, asked)
+                reply_id = store.add_reply(message.conversation_id, str(message.parent_id), asked)
             self._submit(message.conversation_id, reply_id, params, settings)
 
     def edit(self, message_id: str, text: str, settings: Settings) -> None:
@@ -257,9 +257,10 @@ class Session(Choosing):
         with self._sending:
             message = self._expect(message_id, "user")
             self._check_free(message.conversation_id)
-            store = self._of(message_id)
-            store.keep_settings(message.conversation_id, dataclasses.asdict(settings))
-            _, reply_id = store.add_turn(message.conversation_id, message.parent_id, text, dataclasses.asdict(settings))
+            store, asked = self._of(message_id), dataclasses.asdict(settings)
+            with store.together():
+                store.keep_settings(message.conversation_id, asked)
+                _, reply_id = store.add_turn(message.conversation_id, message.parent_id, text, asked)
             self._submit(message.conversation_id, reply_id, params, settings)
 
     def resume(self, message_id: str, settings: Settings) -> None:

@@ -114,6 +114,12 @@ class Store:
             with self.db.conn:
                 yield self.db
 
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """What is stored inside is stored as a whole, or not at all."""
+        with self._write():
+            yield
+
     def close(self) -> None:
         """Close the file; the object is of no use afterwards."""
         with self._lock:

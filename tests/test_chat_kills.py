@@ -8,10 +8,12 @@ import sqlite3
 import subprocess
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 from chat_fakes import ScriptedEngine
+from test_chat_session import until
 
 from chat.session import Session
 from chat.settings import Settings
@@ -19,7 +21,7 @@ from chat.store import Store
 
 KILLS = 50
 HERE = Path(__file__).resolve().parent
-CHILD = """
+PROGRAM = """
 import sys
 sys.path[:0] = {paths!r}
 from chat_fakes import ScriptedEngine
@@ -28,12 +30,14 @@ from chat.session import Session
 from chat.settings import Settings
 from chat.store import Store
 worker.CHECKPOINT_SECONDS = 0.02
-engine = ScriptedEngine(lambda m: " ".join(f"word{{i}}" for i in range(5000)), 0.002)
+engine = ScriptedEngine(lambda m: " ".join(f"word{{i}}" for i in range(5000)), {pause})
 session = Session(Store({db!r}), lambda progress: engine)
 session.start()
+"""
+MANY = """
 conversation = session.latest()
 for number in range(10**6):
-    text = f"prompt {{sys.argv[1]}}.{{number}}"
+    text = f"prompt {sys.argv[1]}.{number}"
     print("sending", text, flush=True)
     conversation = session.send(conversation, text, Settings(max_tokens=int(sys.argv[2])))
     print("sent", text, flush=True)
@@ -41,6 +45,15 @@ for number in range(10**6):
         session.wait(session.version, 1)
     print("done", text, flush=True)
 """
+ONE = """
+session.send(None, "the prompt", Settings(max_tokens=5000))
+session.worker._thread.join()
+"""
+
+
+def program(db: Path, pause: float) -> str:
+    """The beginning of a program that stores what a scripted engine says, three words every `pause` seconds."""
+    return PROGRAM.format(paths=[str(HERE), str(HERE.parent)], db=str(db), pause=pause)
 
 
 def run_and_kill(code: str, number: int, chance: random.Random) -> list[str]:
@@ -60,10 +73,35 @@ def run_and_kill(code: str, number: int, chance: random.Random) -> list[str]:
     return [first.strip(), *rest.splitlines()]
 
 
+def test_after_kill_9_the_prompt_is_there_and_the_reply_is_marked(tmp_path: Path) -> None:
+    db = tmp_path / "chat.db"
+    child = subprocess.Popen([sys.executable, "-c", program(db, 0.01) + ONE])
+    try:
+        until(db.exists, 30)
+
+        def partial() -> str:
+            try:
+                with closing(sqlite3.connect(db)) as raw:
+                    row = raw.execute("SELECT text FROM messages WHERE role = 'assistant'").fetchone()
+            except sqlite3.OperationalError:
+                return ""
+            return row[0] if row else ""
+
+        until(partial, 30)
+        before = partial()
+    finally:
+        child.kill()
+        child.wait()
+    store = Store(db)
+    prompt, answer = store.path_to(store.conversations()[0].leaf_id)
+    assert prompt.text == "the prompt"
+    assert answer.state == "interrupted" and answer.text.startswith(before) and answer.token_ids
+
+
 @pytest.mark.full
 def test_fifty_kills_lose_nothing_that_was_stored(tmp_path: Path) -> None:
     db = tmp_path / "chat.db"
-    code = CHILD.format(paths=[str(HERE), str(HERE.parent)], db=str(db))
+    code = program(db, 0.002) + MANY
     chance = random.Random(8)
     sent: list[str] = []
     finished: dict[str, str] = {}

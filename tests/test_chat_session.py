@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import sqlite3
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -457,46 +453,3 @@ def test_pieces_join_to_the_text_even_where_a_character_takes_several_tokens() -
     decode = lambda ids: bytes(ids).decode("utf-8", "replace")  # noqa: E731
     cut = pieces(decode, list(data))
     assert "".join(cut) == "a 👩 b é" and len(cut) == len(data)
-
-
-CHILD = """
-import sys
-sys.path[:0] = {paths!r}
-from chat_fakes import ScriptedEngine
-from chat import worker
-from chat.session import Session
-from chat.settings import Settings
-from chat.store import Store
-worker.CHECKPOINT_SECONDS = 0.05
-engine = ScriptedEngine(lambda m: " ".join(f"word{{i}}" for i in range(5000)), 0.01)
-session = Session(Store({db!r}), lambda progress: engine)
-session.start()
-session.send(None, "the prompt", Settings(max_tokens=5000))
-session.worker._thread.join()
-"""
-
-
-def test_after_kill_9_the_prompt_is_there_and_the_reply_is_marked(tmp_path: Path) -> None:
-    here = Path(__file__).resolve().parent
-    code = CHILD.format(paths=[str(here), str(here.parent)], db=str(tmp_path / "chat.db"))
-    child = subprocess.Popen([sys.executable, "-c", code])
-    try:
-        until((tmp_path / "chat.db").exists, 30)
-
-        def partial() -> str:
-            try:
-                with sqlite3.connect(tmp_path / "chat.db") as db:
-                    row = db.execute("SELECT text FROM messages WHERE role = 'assistant'").fetchone()
-            except sqlite3.OperationalError:
-                return ""
-            return row[0] if row else ""
-
-        until(partial, 30)
-        before = partial()
-    finally:
-        os.kill(child.pid, signal.SIGKILL)
-        child.wait()
-    store = Store(tmp_path / "chat.db")
-    prompt, answer = store.path_to(store.conversations()[0].leaf_id)
-    assert prompt.text == "the prompt"
-    assert answer.state == "interrupted" and answer.text.startswith(before) and answer.token_ids

@@ -229,7 +229,7 @@ def test_a_read_only_database_is_said(tmp_path: Path, store: Store) -> None:
     (tmp_path / "chat.db").chmod(stat.S_IREAD)
     tmp_path.chmod(stat.S_IREAD | stat.S_IEXEC)
     try:
-        with pytest.raises(hsd.StoreError, match=r"read-only|cannot be used"):
+        with pytest.raises(hsd.StoreError, match="are read-only"):
             Store(tmp_path / "chat.db").create("x")
     finally:
         tmp_path.chmod(stat.S_IRWXU)

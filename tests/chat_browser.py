@@ -91,6 +91,31 @@ def open_settings(page: Any) -> None:
     page.wait_for_timeout(500)
 
 
+def unfold_menu(page: Any) -> None:
+    """What is seldom done with a conversation."""
+    page.locator("#head .menu:not(.families)").evaluate("menu => { menu.open = true; }")
+
+
+def exported(page: Any, folder: Path) -> dict[str, Path]:
+    """The open conversation as files that the menu gives: "markdown" and "json"."""
+    files = {}
+    for kind in ("markdown", "json"):
+        unfold_menu(page)
+        with page.expect_download() as download:
+            page.click(f"[data-action=export-{kind}]")
+        files[kind] = folder / download.value.suggested_filename
+        download.value.save_as(files[kind])
+    return files
+
+
+def bring(page: Any, file: Path) -> None:
+    """Import a file by the menu."""
+    unfold_menu(page)
+    with page.expect_file_chooser() as chooser:
+        page.click("[data-action=import]")
+    chooser.value.set_files(str(file))
+
+
 def shoot(page: Any, name: str) -> None:
     """A screenshot in the folder of HSD_SCREENSHOTS, if that is set."""
     folder = os.environ.get("HSD_SCREENSHOTS")

@@ -143,9 +143,14 @@ class ScriptedEngine:
 
 def poem(messages: Sequence[Mapping[str, Any]]) -> str:
     """A reply with Markdown, code and things that would break a careless page."""
-    if "formula" in str(messages[-1]["content"]):
+    asked = str(messages[-1]["content"])
+    if "formula" in asked:
         return FORMULAS
-    return "\n\n".join([POEM] * (8 if "long" in str(messages[-1]["content"]) else 1))
+    return "\n\n".join([POEM] * next((times for word, times in TIMES.items() if word in asked), 1))
+
+
+TIMES = {"endless": 200, "long": 8, "medium": 3}
+"""How often a prompt with this word is answered; a test that needs the reply to last stops it."""
 
 
 FORMULAS = r"""<think>
@@ -181,7 +186,10 @@ That is all there is to it, and the rest is practice, patience and a good memory
 
 
 def main() -> None:
-    """`python tests/chat_fakes.py PORT DATA_DIR [PAUSE]`: the real server over a scripted engine."""
+    """`python tests/chat_fakes.py PORT DATA_DIR [PAUSE]`: the real server over a scripted engine.
+
+    Each line of its input is run as SQL on the connection that stores the conversations: what a disk does to it.
+    """
     import signal
     import sys
     from pathlib import Path
@@ -208,6 +216,8 @@ def main() -> None:
     app.launch(session, app.Arguments(port=port), None)
     session.start()
     print("ready", flush=True)
+    for line in sys.stdin:
+        print(session.store.rows(line), flush=True)
     signal.pause()
 
 

@@ -36,11 +36,17 @@ def answer(port: int, path: str = "/", **headers: str) -> tuple[int, str]:
         return getattr(error, "code", 0), ""
 
 
-def serve(*arguments: str, folder: Path) -> tuple[subprocess.Popen, int, float]:
-    """A server and its port, once it answers, with the seconds that took."""
-    port, begun = free_port(), time.monotonic()
+def serve(
+    *arguments: str, folder: Path, port: int | None = None, slow: bool = False
+) -> tuple[subprocess.Popen, int, float]:
+    """A server and its port, once it answers, with the seconds that took.
+
+    Args:
+        slow: with the steps that torch has, which take a CPU several times as long.
+    """
+    port, begun = port or free_port(), time.monotonic()
     command = [sys.executable, "-m", "chat", "--no-browser", "--data-dir", str(folder), "--port", str(port), *arguments]
-    environment = {**os.environ, **prepared(folder)}
+    environment = {**os.environ, **({"HSD_COMPILE": "0"} if slow else prepared(folder))}
     server = subprocess.Popen(
         command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
@@ -52,15 +58,15 @@ def serve(*arguments: str, folder: Path) -> tuple[subprocess.Popen, int, float]:
 
 
 class Server:
-    """A server over one data folder; starting it again keeps the data."""
+    """A server over one data folder; starting it again keeps the data and the address."""
 
-    def __init__(self, folder: Path, *arguments: str) -> None:
-        self.folder, self._arguments = folder, arguments
+    def __init__(self, folder: Path, *arguments: str, slow: bool = False) -> None:
+        self.folder, self._arguments, self._slow, self._port = folder, arguments, slow, free_port()
+        self.address = f"http://127.0.0.1:{self._port}/"
         self.start()
 
     def start(self) -> None:
-        self.process, port, self.seconds = serve(*self._arguments, folder=self.folder)
-        self.address = f"http://127.0.0.1:{port}/"
+        self.process, _, self.seconds = serve(*self._arguments, folder=self.folder, port=self._port, slow=self._slow)
 
     def kill(self) -> None:
         self.process.kill()
@@ -80,10 +86,42 @@ class Server:
             return db.execute(sql, values).fetchall()
 
 
+class Scripted(Server):
+    """The real server over a scripted engine, see `chat_fakes`; its models say a word every `pause` seconds."""
+
+    def __init__(self, folder: Path, pause: float) -> None:
+        self._pause = pause
+        super().__init__(folder)
+
+    def start(self) -> None:
+        command = [sys.executable, str(ROOT / "tests" / "chat_fakes.py"), str(self._port), str(self.folder)]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        self.process = subprocess.Popen(
+            [*command, str(self._pause)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+        )
+        assert self.process.stdout is not None and self.process.stdout.readline() == "ready\n"
+
+    def run(self, sql: str) -> str:
+        """Run a statement on the connection that the server stores with; what it found."""
+        assert self.process.stdin is not None and self.process.stdout is not None
+        print(sql, file=self.process.stdin, flush=True)
+        return self.process.stdout.readline()
+
+
 @contextmanager
-def serving(folder: Path, *arguments: str) -> Iterator[Server]:
+def scripted(folder: Path, pause: float) -> Iterator[Scripted]:
+    """A server over a scripted engine as long as it is needed."""
+    server = Scripted(folder, pause)
+    try:
+        yield server
+    finally:
+        server.kill()
+
+
+@contextmanager
+def serving(folder: Path, *arguments: str, slow: bool = False) -> Iterator[Server]:
     """A server as long as it is needed."""
-    server = Server(folder, *arguments)
+    server = Server(folder, *arguments, slow=slow)
     try:
         yield server
     finally:

@@ -2,33 +2,21 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from chat_browser import PHONE, seen, send, shoot, shooting, tab, watch_running
-from chat_server import free_port
+from chat_browser import PHONE, bring, exported, seen, send, shoot, shooting, tab, watch_running
+from chat_server import scripted
 
 pytestmark = pytest.mark.browser
-
-HERE = Path(__file__).resolve().parent
 
 
 @pytest.fixture(scope="module")
 def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    port = free_port()
-    command = [sys.executable, str(HERE / "chat_fakes.py"), str(port), str(tmp_path_factory.mktemp("data")), "0.04"]
-    server = subprocess.Popen(
-        command, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(HERE.parent)}
-    )
-    assert server.stdout is not None and server.stdout.readline() == "ready\n"
-    yield f"http://127.0.0.1:{port}/"
-    server.kill()
-    server.wait()
+    with scripted(tmp_path_factory.mktemp("data"), pause=0.04) as server:
+        yield server.address
 
 
 def test_markdown_renders_code_copies_and_nothing_is_executed(browser: Any, address: str) -> None:
@@ -54,7 +42,7 @@ def test_markdown_renders_code_copies_and_nothing_is_executed(browser: Any, addr
 
 def test_a_reply_goes_on_without_its_tab_and_a_second_tab_stops_it(browser: Any, address: str) -> None:
     with tab(browser, f"{address}#c=new") as page:
-        send(page, "a long one")
+        send(page, "an endless one")
         page.wait_for_selector("#running .prose")
         opened = page.url
         page.reload()
@@ -174,13 +162,7 @@ def test_a_conversation_is_pinned_exported_and_imported(browser: Any, address: s
         shoot(page, "menu")
         page.keyboard.press("Escape")
         assert page.locator(".menu[open]").count() == 0
-        files = {}
-        for kind in ("markdown", "json"):
-            page.locator(".menu").evaluate("menu => { menu.open = true; }")
-            with page.expect_download() as download:
-                page.click(f"[data-action=export-{kind}]")
-            files[kind] = tmp_path / download.value.suggested_filename
-            download.value.save_as(files[kind])
+        files = exported(page, tmp_path)
         assert "## You\n\na conversation about <i>otters</i>" in files["markdown"].read_text()
         opened = page.url
         bring(page, files["json"])
@@ -195,13 +177,6 @@ def test_a_conversation_is_pinned_exported_and_imported(browser: Any, address: s
         assert "no conversation that was exported here" in page.inner_text("#notice")
         page.reload()
         page.wait_for_selector(".listing h3:has-text('Pinned')")
-
-
-def bring(page: Any, file: Path) -> None:
-    page.locator(".menu").evaluate("menu => { menu.open = true; }")
-    with page.expect_file_chooser() as chooser:
-        page.click("[data-action=import]")
-    chooser.value.set_files(str(file))
 
 
 def test_formulas_are_drawn_and_thinking_is_folded(browser: Any, address: str) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import chat_thinking
 import pytest
-from chat_browser import ask, open_settings, ready, send, shoot, tab
+from chat_browser import ask, bring, exported, open_settings, ready, send, shoot, tab
 from chat_server import Server, serving
 
 import hsd
@@ -133,23 +133,14 @@ def test_a_conversation_is_exported_and_imported_with_branches_formulas_and_thin
     page.click("#history [data-action=again]")
     page.wait_for_selector("#history .reply .branches:has-text('2/2')")
     conversation, said = opened(page), shown(page)
-    files = {}
-    for kind in ("markdown", "json"):
-        page.locator("#head .menu:not(.families)").evaluate("menu => { menu.open = true; }")
-        with page.expect_download() as download:
-            page.click(f"[data-action=export-{kind}]")
-        files[kind] = tmp_path / download.value.suggested_filename
-        download.value.save_as(files[kind])
+    files = exported(page, tmp_path)
     assert f"## You\n\n{QUESTION}\n\n## Reply\n\n" in files["markdown"].read_text()
     data = json.loads(files["json"].read_text())
     assert [m["text"] for m in data["messages"]] == [row[3] for row in server.stored(TREE, conversation)]
     # A reply that this small model would not give.
     data["messages"][1]["text"], data["leaf_id"], data["title"] = FORMULA, data["messages"][1]["id"], "<i>brought</i>"
     files["json"].write_text(json.dumps(data))
-    page.locator("#head .menu:not(.families)").evaluate("menu => { menu.open = true; }")
-    with page.expect_file_chooser() as chooser:
-        page.click("[data-action=import]")
-    chooser.value.set_files(str(files["json"]))
+    bring(page, files["json"])
     page.wait_for_function("document.querySelector('#head h1').textContent === '<i>brought</i>'")
     brought = opened(page)
     reload(page)

@@ -6,7 +6,6 @@ Joins three sources: step times of `hsd.profile`, rolling acceptances from the s
 
 from __future__ import annotations
 
-import itertools
 import json
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,6 +14,7 @@ from typing import Any
 
 from hsd import planning
 from hsd.errors import ConfigError
+from hsd.evidence import Evidence
 from hsd.planning import Calibration, Decision, Ranked, Replayed, StopRule
 from hsd.profile import Profile
 from hsd.runtime import MAX_WIDTH, LanguageModel
@@ -36,9 +36,6 @@ _CANDIDATES = 12
 
 _NEAR = 3
 """Best plans of a replay whose thresholds are varied, twice."""
-
-_REPLAYED = 24
-"""Last scored replies that plans are replayed on and that calibrations are fitted on."""
 
 _COLUMNS = 8
 """Columns over which the cost of one more is averaged: single widths have steps."""
@@ -63,22 +60,19 @@ class Planner:
         self._stats = stats
         self.target = list(models)[-1]
         self.profile = Profile(family, models, stats)
+        self.evidence = Evidence(family, stats)
         self._decisions: dict[tuple[str, int], Decision] = {}
         self._replies_since: dict[tuple[str, int], int] = {}
         self._calibrations: dict[tuple[str, str, str], Calibration | None] = {}
         self._grounds: dict[tuple[str, int], Ground] = {}
         self._replayed: dict[str, bool] = {}  # bucket -> whether the last decision rests on a replay
-        self._known: dict[str, tuple[int, dict[tuple[str, str], AcceptanceEstimate]]] = {}
         self._scored_at: dict[tuple[str, int], int] = {}
         self.ranking_seconds = 0.0  # what ranking all plans took last
         self.awaited: dict[int, Plan] = {}  # switches between replies whose outcome is not known yet
 
     def acceptances(self, temperature: float) -> dict[tuple[str, str], AcceptanceEstimate]:
         """Measured acceptance estimates of this family at this temperature, by (draft, verifier)."""
-        name = temperature_bucket(temperature)
-        if self._known.get(name, (-1, {}))[0] != self._stats.scored:
-            self._known[name] = self._stats.scored, self._stats.acceptances(self.family, name)
-        return self._known[name][1]
+        return self.evidence.estimates(temperature)
 
     def replied(self) -> None:
         """A reply was finished: what was decided before it is one reply older."""
@@ -119,7 +113,8 @@ class Planner:
             pair: estimate for pair, estimate in self.acceptances(temperature).items() if names.issuperset(pair)
         }
         costs = self.profile.costs(temperature == 0, context)
-        rates = planning.with_priors(costs, {pair: e.rate for pair, e in measured.items()})
+        known = {pair: rate for pair, rate in self.evidence.rates(temperature).items() if pair in measured}
+        rates = planning.with_priors(costs, known)
         errors = planning.standard_errors(rates, {pair: e.standard_error for pair, e in measured.items()})
         key = (temperature_bucket(temperature), bucket(context))
         current = self._decisions[key].plan if key in self._decisions else None
@@ -189,7 +184,7 @@ class Planner:
             return None
         first, above, name = plan.names[0], plan.names[1], temperature_bucket(temperature)
         if (name, first, above) not in self._calibrations:
-            last = len(self._sequences(temperature))
+            last = len(self.evidence.sequences(temperature))
             samples = self._stats.calibrations(self.family, name, first, above, last=last) if last else []
             self._calibrations[name, first, above] = planning.fit(samples)
         calibration = self._calibrations[name, first, above]
@@ -257,7 +252,7 @@ class Planner:
         Then the best of them with other thresholds: the formula likes blocks longer than runs are. Empty until enough
         positions were scored, or where some candidate cannot be replayed.
         """
-        sequences = self._sequences(temperature)
+        sequences = self.evidence.sequences(temperature)
         if sum(len(next(iter(reply.values()))) for reply in sequences) < SURE_POSITIONS:
             return {}
         done: dict[Plan, Replayed] = {}
@@ -278,20 +273,11 @@ class Planner:
             chains.setdefault(plan.names, plan)
         return {plan: done[plan] for plan in dict.fromkeys([*chains.values(), *held])}
 
-    def _sequences(self, temperature: float) -> list[dict[tuple[str, str], Any]]:
-        """Overlaps by position of the last scored replies; where acceptance has moved, of those after it did."""
-        found = self._stats.sequences(self.family, temperature_bucket(temperature), last=_REPLAYED)
-        moved = [e.positions for e in self.acceptances(temperature).values() if e.moved]
-        if not moved:
-            return found
-        ends = itertools.accumulate(len(next(iter(reply.values()))) for reply in found)
-        return [reply for reply, end in zip(found, ends, strict=True) if end <= min(moved)]
-
     def forecast(self, plan: Plan, temperature: float, context: int = 0) -> float | None:
         """Expected ms per token of a plan; None where its costs or a pair of it were never measured."""
         if not self.profile.measured:
             return None
-        rates = {pair: e.rate for pair, e in self.acceptances(temperature).items()}
+        rates = self.evidence.rates(temperature)
         try:
             return planning.expected_ms_per_token(plan, self.profile.costs(temperature == 0, context), rates)
         except ConfigError:
@@ -311,6 +297,7 @@ class Planner:
             "costs_age_seconds": ages,
             "around_passes_ms": asdict(self.profile.overhead(temperature == 0)),
             "acceptances": {f"{d}>{v}": {**asdict(e), "sure": e.sure} for (d, v), e in sorted(known.items())},
+            "block_factors": {">".join(pair): round(f, 4) for pair, f in self.evidence.factors(temperature).items()},
             "guessed": {f"{d}>{v}": rate for (d, v), rate in sorted(rates.items()) if (d, v) not in known},
             "certain": certain,
             "compared_by": "replay" if self._replayed.get(temperature_bucket(temperature)) else "formula",

@@ -75,6 +75,17 @@ def test_the_planner_hears_of_scores_at_once():
     assert one.planner.acceptances(1.0) is not before
 
 
+def test_what_block_verification_accepts_beyond_scores_is_learned_from_rounds():
+    one = learned(engine(), replies=6)
+    factors = one.planner.evidence.factors(1.0)
+    assert factors and all(verifier == "big" and 0.8 < f < 1.25 for (_, verifier), f in factors.items())
+    assert one.planner.evidence.factors(0.0) == {}
+    scored, rates = one.planner.acceptances(1.0), one.planner.evidence.rates(1.0)
+    for pair, estimate in scored.items():
+        assert rates[pair] == pytest.approx(min(1.0, estimate.rate * factors.get(pair, 1.0)))
+    assert {tuple(pair.split(">")) for pair in one.planner.report(1.0)["block_factors"]} == set(factors)
+
+
 def test_nothing_is_ranked_before_a_first_token_while_nothing_was_scored():
     """Ranking takes tens of milliseconds: with nobody idle in between it would land in the time to the first token."""
     one = learned(engine(count=2))

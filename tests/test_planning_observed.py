@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 
+import numpy as np
 import pytest
 
 from hsd import planning
@@ -43,6 +44,38 @@ def test_rounds_that_cannot_be_are_refused(wrong: tuple[int, int]):
 def test_factors_correct_their_pair_and_stay_rates():
     rates = {("a", "big"): 0.8, ("b", "big"): 0.95}
     assert planning.corrected(rates, {("b", "big"): 1.1}) == {("a", "big"): 0.8, ("b", "big"): 1.0}
+
+
+def block_wise(replies: int, tokens: int, factor: float, rng: random.Random) -> list[planning.Verdicts]:
+    """Replies whose rounds accept `factor` times what the overlaps at their positions say."""
+    made: list[planning.Verdicts] = []
+    for _ in range(replies):
+        overlaps = np.array([rng.uniform(0.4, 0.9) for _ in range(tokens)])
+        rounds, at = [], 0
+        while at < tokens:
+            block, kept = rng.choice((0, 2, 4, 7)), 0
+            while kept < block and at + kept < tokens and rng.random() < factor * overlaps[at + kept]:
+                kept += 1
+            rounds.append((block, kept))
+            at += kept + 1
+        made.append((rounds, overlaps))
+    return made
+
+
+@pytest.mark.parametrize("factor", [1.0, 1.05, 1.1])
+def test_a_factor_is_learned_from_rounds_and_the_positions_they_began_at(factor: float):
+    rng = random.Random(5)
+    assert planning.block_factor(block_wise(1500, 60, factor, rng)) == pytest.approx(factor, abs=0.01)
+
+
+def test_little_evidence_moves_a_factor_little():
+    rng = random.Random(5)
+    assert planning.block_factor([]) == planning.block_factor([([(4, 0), (3, 0)], np.full(2, 0.5))]) == 1.0
+    few = planning.block_factor(block_wise(2, 40, 1.1, rng))
+    assert 0.98 < few < 1.02
+    # Greedy verdicts are what the overlaps say: 1 or 0.
+    sure = [([(0, 0), (3, 2), (2, 2)], np.array([1.0, 1.0, 1.0, 0.0, 1.0, 1.0, 1.0]))] * 500
+    assert planning.block_factor(sure) == pytest.approx(1.0, abs=0.01)
 
 
 def test_measured_time_is_time_over_tokens_with_its_error():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import sqlite3
@@ -43,6 +44,28 @@ def scored(stats: Stats, overlaps, temperature: float = 0.7, family: str = "f", 
     reply_id = stats.record_reply(reply(family, temperature))
     assert stats.record_scores(reply_id, {pair: np.asarray(overlaps, dtype=float)})
     return reply_id
+
+
+def test_rounds_and_overlaps_of_a_pair_come_together_where_one_plan_was_verified_block_wise(stats):
+    names = ("tiny", "small", "big")
+    levels = tuple(LevelStats(name, 4, 3, 5, 0.1, 1.0) for name in names)
+    made = dataclasses.replace(
+        reply(), plan="tiny:2>small:3>big", levels=levels, rounds=((0, 0, 5.0), (3, 2, 6.0), (3, 3, 6.5))
+    )
+    under, other = {("small", "big"): np.linspace(0.5, 1, 9)}, {("tiny", "small"): np.full(9, 0.5)}
+    wanted = stats.record_reply(made)
+    stats.record_scores(wanted, {**under, **other})
+    for spoiled in ({"verification": "token"}, {"temperature": 0.0}, {"family": "g"}):
+        stats.record_scores(stats.record_reply(dataclasses.replace(made, **spoiled)), {**under, **other})
+    switched = stats.record_reply(made)
+    stats.record_scores(switched, {**under, **other})
+    stats.record_switch(SwitchRecord("f", "a>b", "b", "it is slow", reply_id=switched))
+    found = stats.verdicts("f", "mid")
+    assert list(found) == [("small", "big")] and len(found["small", "big"]) == 1
+    ((pairs, overlaps),) = found["small", "big"]
+    assert pairs == [(0, 0), (3, 2), (3, 3)]
+    assert overlaps == pytest.approx(np.linspace(0.5, 1, 9), abs=1e-3)
+    assert stats.verdicts("f", "high") == {}
 
 
 @pytest.fixture(params=["file", "memory"])

@@ -15,6 +15,8 @@ from hsd.planning.expected import (
 )
 from hsd.planning.observed import (
     ObservedAcceptance,
+    Verdicts,
+    block_factor,
     contradicts,
     corrected,
     measured_ms_per_token,
@@ -44,8 +46,10 @@ __all__ = [
     "Sequences",
     "Shift",
     "StopRule",
+    "Verdicts",
     "Work",
     "best_plan",
+    "block_factor",
     "choose",
     "contradicts",
     "corrected",

@@ -6,8 +6,20 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 from hsd.errors import ConfigError
 from hsd.planning.tables import Acceptances
+
+_DOUBT = 1000
+"""Verified tokens at which a learned factor counts half: by then its standard error is about 0.02."""
+
+_FACTORS = 0.8, 1.25
+"""What a factor can be."""
+
+Verdicts = tuple[Sequence[tuple[int, int]], NDArray[np.floating]]
+"""Rounds of (block length, accepted tokens) of a reply, and the overlap of draft and verifier at its positions."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +54,40 @@ def observed_acceptance(rounds: Sequence[tuple[int, int]]) -> ObservedAcceptance
 def corrected(acceptances: Acceptances, factors: Mapping[tuple[str, str], float]) -> dict[tuple[str, str], float]:
     """Acceptances times a learned factor per pair (1 where there is none), at most 1."""
     return {pair: min(1.0, max(0.0, rate * factors.get(pair, 1.0))) for pair, rate in acceptances.items()}
+
+
+def block_factor(replies: Sequence[Verdicts]) -> float:
+    """What the acceptances of a pair have to be multiplied by to explain how much was accepted.
+
+    Scoring measures the token-wise rule; block verification accepts at least as many tokens in expectation. Every round
+    began at a known position, so what the token-wise rule would have accepted there is known from the overlaps. The
+    factor is 1 for the token-wise rule and for greedy replies, and moves away from 1 as evidence grows.
+
+    Args:
+        replies: of one pair at one kind of temperature, each with all of its rounds. What a block holds beyond the end
+            of its reply has no overlap and does not count.
+    """
+    accepted = sum(kept for rounds, _ in replies for _, kept in rounds)
+    low, high = _FACTORS
+    if not accepted:
+        return 1.0
+    while high - low > 1e-4:
+        middle = (low + high) / 2
+        if sum(_token_wise(rounds, overlaps * middle) for rounds, overlaps in replies) < accepted:
+            low = middle
+        else:
+            high = middle
+    verified = accepted + sum(kept < block for rounds, _ in replies for block, kept in rounds)
+    return float(((low + high) / 2) ** (verified / (verified + _DOUBT)))
+
+
+def _token_wise(rounds: Sequence[tuple[int, int]], overlaps: NDArray[np.floating]) -> float:
+    """Tokens that the token-wise rule would be expected to accept."""
+    chances, total, begin = np.minimum(np.nan_to_num(overlaps), 1.0), 0.0, 0
+    for block, kept in rounds:
+        total += float(np.cumprod(chances[begin : begin + block]).sum())
+        begin += kept + 1
+    return total
 
 
 def measured_ms_per_token(rounds: Sequence[tuple[int, float]]) -> tuple[float, float]:

@@ -163,6 +163,29 @@ class Stats:
             replies.setdefault(reply_id, {})[draft, verifier] = half_floats(blob)
         return [reply for reply in replies.values() if plausible(reply)]
 
+    def verdicts(
+        self, family: str, bucket: str, last: int = 50
+    ) -> dict[Pair, list[tuple[list[tuple[int, int]], NDArray[np.float32]]]]:
+        """(draft, target) -> rounds of (block length, accepted tokens) and overlaps, for `planning.block_factor`.
+
+        Of the last scored replies that were verified block-wise and kept to one plan.
+        """
+        query = """SELECT p.draft, p.verifier, o.block_accepted_ms, p.overlaps FROM replies r
+            JOIN rounds o ON o.reply_id = r.id
+            JOIN levels v ON v.reply_id = r.id
+                AND v.position = (SELECT max(position) FROM levels WHERE reply_id = r.id)
+            JOIN levels d ON d.reply_id = r.id AND d.position = v.position - 1
+            JOIN positions p ON p.reply_id = r.id AND p.draft = d.name AND p.verifier = v.name
+            WHERE r.family = ? AND r.bucket = ? AND r.verification = 'block'
+                AND NOT EXISTS (SELECT 1 FROM switches WHERE reply_id = r.id)
+            ORDER BY r.id DESC LIMIT ?"""
+        rows: list[tuple[Any, ...]] = self._db.read(lambda db: db.execute(query, [family, bucket, last]).fetchall(), [])
+        found: dict[Pair, list[tuple[list[tuple[int, int]], NDArray[np.float32]]]] = {}
+        for draft, verifier, rounds, overlaps in rows:
+            kept = np.frombuffer(rounds, dtype="<f4").reshape(-1, 3)[:, :2].astype(int)
+            found.setdefault((draft, verifier), []).append(([(b, k) for b, k in kept.tolist()], half_floats(overlaps)))
+        return found
+
     def calibrations(
         self, family: str, bucket: str, draft: str, verifier: str, last: int = 50
     ) -> list[tuple[NDArray[np.float32], NDArray[np.float32]]]:

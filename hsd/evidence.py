@@ -1,0 +1,66 @@
+"""What the statistics say of how often a family's drafts are accepted, as the planner needs it."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+from hsd import planning
+from hsd.stats import AcceptanceEstimate, Stats, temperature_bucket
+
+Pair = tuple[str, str]
+"""(draft, verifier)."""
+
+REPLAYED = 24
+"""Last scored replies that plans are replayed on, and that calibrations and factors are fitted on."""
+
+
+class Evidence:
+    """Acceptances of one family, kept until another reply is scored.
+
+    Args:
+        family: key under which statistics are kept.
+        stats: the rolling statistics.
+    """
+
+    def __init__(self, family: str, stats: Stats) -> None:
+        self._family = family
+        self._stats = stats
+        self._known: dict[str, tuple[int, dict[Pair, AcceptanceEstimate]]] = {}
+        self._factors: dict[str, tuple[int, dict[Pair, float]]] = {}
+
+    def estimates(self, temperature: float) -> dict[Pair, AcceptanceEstimate]:
+        """What scoring measured at this temperature: the token-wise rule's acceptances."""
+        name = temperature_bucket(temperature)
+        if self._known.get(name, (-1, {}))[0] != self._stats.scored:
+            self._known[name] = self._stats.scored, self._stats.acceptances(self._family, name)
+        return self._known[name][1]
+
+    def factors(self, temperature: float) -> dict[Pair, float]:
+        """How much more block verification accepts, by (draft, target), learned from real rounds; greedy: nothing."""
+        if temperature == 0:
+            return {}
+        name = temperature_bucket(temperature)
+        if self._factors.get(name, (-1, {}))[0] != self._stats.scored:
+            verdicts = self._stats.verdicts(self._family, name, last=REPLAYED)
+            found = {pair: planning.block_factor(replies) for pair, replies in verdicts.items()}
+            self._factors[name] = self._stats.scored, found
+        return self._factors[name][1]
+
+    def rates(self, temperature: float) -> dict[Pair, float]:
+        """What is to be expected of every scored pair: the estimates with their factors."""
+        scored = {pair: estimate.rate for pair, estimate in self.estimates(temperature).items()}
+        return planning.corrected(scored, self.factors(temperature))
+
+    def sequences(self, temperature: float) -> list[dict[Pair, Any]]:
+        """Overlaps by position of the last scored replies, with factors; where acceptance has moved, since it did."""
+        found = self._stats.sequences(self._family, temperature_bucket(temperature), last=REPLAYED)
+        for pair, factor in self.factors(temperature).items():
+            for reply in found:
+                if pair in reply:
+                    reply[pair] = (reply[pair] * factor).clip(max=1.0)
+        moved = [e.positions for e in self.estimates(temperature).values() if e.moved]
+        if not moved:
+            return found
+        ends = itertools.accumulate(len(next(iter(reply.values()))) for reply in found)
+        return [reply for reply, end in zip(found, ends, strict=True) if end <= min(moved)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 from collections.abc import Iterator
 from typing import Any
@@ -118,6 +119,7 @@ def test_the_picker_says_what_fits_and_another_family_is_loaded(browser: Any, se
             ".offer[data-id=builtin]"
         )
         assert page.locator(".offer[data-id=qwen3-14b] .room").inner_text()
+        assert re.fullmatch(r"· \d+\.\d of \d+ GB", page.inner_text("#head .takes"))
         shoot(page, "families-light")
         page.click(".offer[data-id=pair]")
         page.wait_for_function("document.querySelectorAll('#engine .ladder li').length === 3", timeout=60_000)
@@ -204,6 +206,7 @@ def test_chat_plan_and_settings_have_no_serious_findings_of_axe(browser: Any, se
         found["chat"] = serious(page)
         open_settings(page)
         found["settings"] = serious(page)
+        page.get_by_label("number input for Frequency penalty").scroll_into_view_if_needed()
         shoot(page, f"settings-{scheme}")
         page.click("#engine [data-action=plan]")
         page.wait_for_selector("#plan h1")

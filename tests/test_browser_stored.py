@@ -217,6 +217,16 @@ def test_every_setting_stays_with_its_conversation(page: Any, server: Server) ->
     wanted = {"temperature": 0.35, "top_p": 0.9, "top_k": 40, "min_p": 0.05, "repetition_penalty": 1.1}
     wanted |= {"presence_penalty": 0.5, "frequency_penalty": -0.5, "max_tokens": 24, "seed": 7}
     assert {name: kept[name] for name in wanted} == wanted and kept["system"] == TYPED["System prompt"]
+    # Whoever is quicker than the page sends with what is stored, and changes nothing of it.
+    page.reload()
+    page.wait_for_selector("#message textarea")
+    send(page, "Thanks!")
+    page.wait_for_function("document.querySelectorAll('#history .reply .foot .tools').length === 2")
+    assert json.loads(server.stored(SETTINGS, conversation)[0][0]) == kept
+    params = "SELECT params FROM messages WHERE conversation_id = ? AND role = 'assistant' ORDER BY created DESC"
+    assert json.loads(server.stored(params, conversation)[0][0]) == kept
+    open_settings(page)
+    assert values(page) == SET | TYPED
     assert stats["seed"] == 7 and stats["tokens"] <= 24
     page.click("#new")
     page.wait_for_selector(".empty")

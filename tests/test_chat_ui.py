@@ -42,7 +42,7 @@ KNOWN = looks(("tiny", "small", "large"), "large")
 
 
 def message(**values: object) -> Message:
-    return Message("id", "c", "p", "assistant", **{"text": "Hello.", "stats": STATS, **values})  # type: ignore[arg-type]
+    return Message("id", "c", "p", "assistant", **{"text": "Hello.", "stats": STATS, **values})
 
 
 def test_the_line_says_what_product_md_promises() -> None:
@@ -202,13 +202,35 @@ def test_the_engine_column_says_what_is_loading_and_what_was_left_out() -> None:
     assert 'data-action="load"' in engine.column(EngineView("unloaded"), "", [], {})
     failed = EngineView("failed", error=f"No weights {NASTY}.")
     assert "<script" not in engine.column(failed, NASTY, [], {}) and 'role="alert"' in engine.column(failed, "", [], {})
-    info = hsd.FamilyInfo("f", "F", ("tiny", "big"), "big", 512, "cpu", {"big": 25_000_000}, (hsd.Dropped("x", "why"),))
-    column = engine.column(EngineView("ready", info=info, plan="tiny:2>big"), "F", [message()], KNOWN)
+    sizes, left_out = {"large": 25_000_000}, (hsd.Dropped("x", "why"),)
+    info = hsd.FamilyInfo("f", "F", ("tiny", "large"), "large", 512, "cpu", sizes, left_out)
+    column = engine.column(EngineView("ready", info=info, plan="tiny:2>large"), "F", [message()], KNOWN)
     assert "Context of this" not in column
     here = {"prompt_tokens": 100, "tokens": 28, "dropped_turns": 1}
-    column = engine.column(EngineView("ready", info=info, plan="tiny:2>big"), "F", [message()], KNOWN, here)
+    column = engine.column(EngineView("ready", info=info, plan="tiny:2>large"), "F", [message()], KNOWN, here)
     assert "128 of 512 tokens; 1 old turn left out" in column and 'aria-valuenow="25"' in column
     assert "25M parameters" in column and "<b>x</b> is left out: why" in column and "median 2.4×" in column
+
+
+def test_the_engine_column_shows_replies_of_its_family_alone() -> None:
+    shown = {}
+    for models in (("tiny", "large"), ("tiny", "large", "huge"), ("large", "tiny"), ("small", "large")):
+        info = hsd.FamilyInfo("f", "F", models, models[-1], 512, "cpu", {})
+        shown[models] = engine.column(EngineView("ready", info=info), "F", [message()], KNOWN)
+    assert [m for m, column in shown.items() if "median 2.4×" in column] == [("tiny", "large")]
+    assert [m for m, column in shown.items() if "4 of 10 proposed" in column] == [("tiny", "large")]
+    assert [m for m, column in shown.items() if "lookup:2" in column] == [("tiny", "large")]
+
+
+def test_the_head_says_what_the_family_takes_of_the_memory() -> None:
+    memory = hsd.MemoryFit(
+        "f", "the GPU", True, f"It takes {NASTY}.", (hsd.ModelMemory("big", 8.1, 1.0),), total_gb=24.2, free_gb=20
+    )
+    info = hsd.FamilyInfo("f", "F", ("big",), "big", 512, "cuda", {"big": 8_000_000_000}, memory=memory)
+    head = engine.room(EngineView("ready", info=info))
+    assert "· 9.1 of 24 GB" in head and "It takes" in head and "<script" not in head
+    assert engine.room(EngineView("unloaded", info=info)) == engine.room(EngineView("loading")) == ""
+    assert engine.room(EngineView("ready", info=replace(info, memory=None))) == ""
 
 
 def test_levels_differ_in_more_than_colour() -> None:

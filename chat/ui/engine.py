@@ -9,7 +9,7 @@ import hsd
 from chat.records import Message
 from chat.request import EngineView
 from chat.ui.levels import LOOKUP, look
-from chat.ui.reply import chain
+from chat.ui.reply import chain, of_family
 from chat.ui.text import count, escape, plural, seconds
 
 
@@ -21,6 +21,7 @@ def column(
     here: Mapping[str, Any] | None = None,
 ) -> str:
     """The whole column. `replies` are the last ones of all conversations, `here` are statistics of the open one's."""
+    replies = of_family(replies, view.info) if view.info else []
     last = next((m.stats for m in reversed(replies) if m.stats), None)
     parts = [f"<h2>{escape(view.info.title if view.info else title)}</h2>", _state(view)]
     if view.info:
@@ -74,6 +75,15 @@ def status(view: EngineView) -> str:
     progress = view.progress
     share = f" {100 * progress.done / progress.total:.0f}%" if progress and progress.total else ""
     return f"{_step(progress)}{share}"
+
+
+def room(view: EngineView) -> str:
+    """What the family takes of its device's memory, for the head of the page; empty where that is not known."""
+    memory = view.info.memory if view.info and view.state == "ready" else None
+    if memory is None or not memory.total_gb:
+        return ""
+    taken = f"{memory.needed_gb:.1f} of {memory.total_gb:.0f} GB"
+    return f'<span class="takes" title="{escape(memory.verdict)}">· {taken}</span>'
 
 
 def _ladder(info: hsd.FamilyInfo, plan: str, last: Mapping[str, Any] | None, known: dict[str, str]) -> str:

@@ -12,7 +12,7 @@ from chat.records import Message
 from chat.request import EngineView
 from chat.ui import plots
 from chat.ui.levels import look
-from chat.ui.reply import chain
+from chat.ui.reply import chain, of_family
 from chat.ui.text import count, escape, plural
 
 RANKED = 10
@@ -39,8 +39,7 @@ def rest(view: EngineView, known: Known | None, replies: Sequence[Message], tone
     info = view.info
     if info is None:
         return ""
-    mine = [m for m in replies if set(chain((m.stats or {}).get("plan", ""))) <= {plans.LOOKUP, *info.models}]
-    parts = [_ranking(known), _plots(mine, tones), _left_out(info), _switches(known)]
+    parts = [_ranking(known), _plots(of_family(replies, info), tones), _left_out(info), _switches(known)]
     return f'<div class="planpage">{"".join(parts)}</div>'
 
 

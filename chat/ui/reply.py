@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import hsd
+from chat.plans import LOOKUP
 from chat.records import Message
 from chat.ui.levels import look
 from chat.ui.text import escape, plural, precise, seconds
@@ -13,6 +15,13 @@ BASELINES = {
     "estimated": "estimated from the target's measured step times",
     "measured": "measured by decoding the same prompt plainly",
 }
+
+
+def of_family(replies: Sequence[Message], info: hsd.FamilyInfo) -> list[Message]:
+    """Those whose plan names this family's levels and ends in its target."""
+    names = {LOOKUP, *info.models}
+    chains = ((message, chain((message.stats or {}).get("plan", ""))) for message in replies)
+    return [message for message, levels in chains if levels and levels[-1] == info.target and names.issuperset(levels)]
 
 
 def chain(plan: str) -> list[str]:

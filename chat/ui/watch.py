@@ -153,7 +153,7 @@ def _head(session: Session, tab: Tab) -> str:
     return (
         f'<div class="name"><h1>{escape(title)}</h1>{history.menu(conversation)}</div>'
         f'<div class="quiet"><span class="dot {view.state}"></span>'
-        f"{picker.menu(session)}<span>· {escape(engine.status(view))}{kept}</span></div>"
+        f"{picker.menu(session)}{engine.room(view)}<span>· {escape(engine.status(view))}{kept}</span></div>"
     )
 
 

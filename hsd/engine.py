@@ -221,7 +221,7 @@ class Engine:
         """
         with self._lock:
             try:
-                self.planner.renew(self.upgrades.adopt(), *(self._last or ()))
+                self.planner.renew(self.upgrades.adopt(should_stop), *(self._last or ()))
                 if self.learner.run(should_stop) and not should_stop():
                     self.planner.profile.refresh(should_stop)
                 if self._last is not None and self.planner.profile.measured and not should_stop():

@@ -76,8 +76,11 @@ class Hierarchy:
         self._coins = coins
         self._stop = stop
         self._tossed: list[float] = []  # coins that were drawn ahead for a block
-        # A first level that can draft whole blocks does; the settings that this takes are the same for all of them.
-        self._how = Drafting(sampler.scale, sampler.vocab, self._end_ids, stop) if sampler.at_once else None
+        # A first level that can draft whole blocks does, where tokens are drawn on its own device; the settings are the
+        # same for all of them.
+        first = self.levels[0].source
+        here = isinstance(first, Reader) and first.model.device.type == torch.device(sampler.device).type
+        self._how = Drafting(sampler.scale, sampler.vocab, self._end_ids, stop) if here and sampler.at_once else None
         self._marks = [len(level.source.meter.passes) if isinstance(level.source, Reader) else 0 for level in levels]
 
     @property

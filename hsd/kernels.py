@@ -13,9 +13,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from hsd.types import MAX_THRESHOLD
+
 _BLOCK = 128
 
-LONGEST = 64
+LONGEST = MAX_THRESHOLD
 """Longest block that the rules take."""
 
 

@@ -55,7 +55,9 @@ class Level:
     def block(self, sampler: Sampler) -> Tensor:
         """`(threshold, vocab)` for the rows that this level draws from: they lie side by side and are never copied."""
         if self._block is None:
-            self._block = torch.empty((self.threshold, sampler.vocab), device=sampler.device)
+            # Said, because loading a model elsewhere in this process changes what torch takes by default.
+            shape = self.threshold, sampler.vocab
+            self._block = torch.empty(shape, device=sampler.device, dtype=torch.float32)
         return self._block
 
     def place(self, sampler: Sampler) -> Tensor:

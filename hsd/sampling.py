@@ -197,7 +197,7 @@ def _wants_penalties(params: SamplingParams) -> bool:
 def _bias_row(params: SamplingParams, vocab: int, device: torch.device | str) -> Tensor | None:
     if not params.logit_bias and not params.banned_ids:
         return None
-    row = torch.zeros(vocab)
+    row = torch.zeros(vocab, dtype=torch.float32)
     for token, value in (params.logit_bias or {}).items():
         row[token] += value
     row[list(params.banned_ids)] = -torch.inf

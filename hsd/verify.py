@@ -173,7 +173,7 @@ def overlap(p: Rows, q: Rows) -> Tensor:
     if isinstance(p, Tensor) and isinstance(q, Tensor):
         return torch.minimum(p, q).sum(-1)
     if isinstance(p, list) and isinstance(q, list):
-        return torch.tensor([float(a == b) for a, b in zip(p, q, strict=True)])
+        return torch.tensor([float(a == b) for a, b in zip(p, q, strict=True)], dtype=torch.float32)
     dense, one_hot = (p, q) if isinstance(p, Tensor) else (q, p)
     assert isinstance(dense, Tensor)
     ids = torch.tensor(one_hot, dtype=torch.long, device=dense.device)

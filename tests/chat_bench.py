@@ -32,8 +32,8 @@ import psutil
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]
 
-import hsd  # noqa: E402
-from chat.request import Load  # noqa: E402
+import hsd  # noqa: E402 (the path is set above)
+from chat.request import Load  # noqa: E402 (the path is set above)
 
 PLAN = "tiny:3>large"
 REPLIES = 5
@@ -99,9 +99,9 @@ def serve(kind: str, port: int, folder: Path) -> None:
         # Python's lock goes round ten times as often: the engine gets it back sooner from the page.
         sys.setswitchinterval(0.0005)
     if kind in ("thread", "short"):
-        load = lambda progress: hsd.Engine.load("builtin", data_dir=folder, progress=progress)  # noqa: E731
+        load = lambda progress: hsd.Engine.load("builtin", data_dir=folder, progress=progress)  # noqa: E731 (one of several)
     elif kind == "process":
-        load = lambda progress: Far(folder)  # type: ignore[assignment]  # noqa: E731
+        load = lambda progress: Far(folder)  # noqa: E731 (one of several)
     session = Session(Store(folder / "chat.db"), load, title="Bench", models=("tiny", "small", "medium", "large"))
     app.launch(session, app.Arguments(port=port), None)
     session.start()

@@ -70,6 +70,8 @@ def config(shape: str = "llama", width: int = 32, layers: int = 2, vocab: int = 
     match shape:
         case "llama" | "smollm2":
             return tf.LlamaConfig(**common)
+        case "llama-biases":
+            return tf.LlamaConfig(**common, head_dim=96, attention_bias=True, mlp_bias=True)
         case "mistral":
             return tf.MistralConfig(**common, sliding_window=None)
         case "mistral-window":

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from pathlib import Path
 
 import pytest
 
 from hsd.runtime import native
-from hsd.runtime.building import Builder, compiler
+from hsd.runtime.building import Builder
 from hsd.runtime.drawing import NativeDrawing
 
 
 def prepared(home: Path) -> dict[str, str]:
     """Lays the compiled library into a data folder; the environment in which it is used, if it can be."""
-    if not native.abilities().issuperset(native.NEEDED) or compiler() is None:
+    if not native.abilities().issuperset(native.NEEDED) or native.compiler() is None:
         return {}
-    shared = Path(tempfile.gettempdir()) / f"hsd-tests-{native.fingerprint()}"
+    shared = _own_folder()
     made = NativeDrawing(shared)
+    for name in made.failed():  # another run's trouble
+        made.failure(name).unlink()
     if made.missing():
         builder = Builder([made])
         builder.start()
@@ -31,6 +34,15 @@ def prepared(home: Path) -> dict[str, str]:
     except OSError:
         return {}  # a folder that a test has made unusable
     return {"HSD_COMPILE": "native"}
+
+
+def _own_folder() -> Path:
+    """Kept between runs, and nobody else's: what lies there is loaded as code."""
+    folder = Path(tempfile.gettempdir()) / f"hsd-tests-{os.getuid()}-{native.fingerprint()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    if folder.is_symlink() or folder.stat().st_uid != os.getuid():
+        return Path(tempfile.mkdtemp())
+    return folder
 
 
 def used(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

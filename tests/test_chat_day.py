@@ -125,7 +125,7 @@ def test_after_a_machine_slept_a_lost_device_is_replaced_and_clocks_may_jump(tmp
     def lost(*_: object, **__: object) -> object:
         raise RuntimeError("CUDA error: unspecified launch failure")
 
-    made[0].stream = lost  # type: ignore[method-assign]
+    made[0].stream = lost
     session.send(conversation, "are you there?", Settings())
     idle(session, conversation)
     assert reply(session, conversation).state == "error" and "loaded anew" in reply(session, conversation).error

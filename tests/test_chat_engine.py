@@ -43,7 +43,7 @@ def session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Session]:
 
 
 def ask(session: Session, conversation: str | None, text: str, **settings: object) -> str:
-    conversation = session.send(conversation, text, Settings(**{**GREEDY, **settings}))  # type: ignore[arg-type]
+    conversation = session.send(conversation, text, Settings(**{**GREEDY, **settings}))
     until(lambda: session.live(conversation) is None)
     return conversation
 

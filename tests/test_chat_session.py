@@ -103,7 +103,7 @@ def test_an_empty_message_is_refused_and_nothing_is_stored(session: Session, tex
         Settings(temperature=-1),
         Settings(top_p=0),
         Settings(max_tokens=0),
-        Settings(seed="many"),  # type: ignore[arg-type]
+        Settings(seed="many"),
         Settings(plan="tiny>"),
         Settings(plan="huge:2>big"),
         Settings(plan="tiny:200>big"),

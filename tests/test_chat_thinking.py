@@ -99,7 +99,7 @@ def session(family: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S
 
 def test_the_switch_is_stored_and_a_reply_goes_on_as_it_was_begun(session: Session) -> None:
     def ask(**more: object) -> Settings:
-        return Settings(temperature=0.0, plan="small", **more)  # type: ignore[arg-type]  # values of a test
+        return Settings(temperature=0.0, plan="small", **more)
 
     whole = session.send(None, QUESTION[0]["content"], ask(thinking=False, max_tokens=12))
     until(lambda: session.live(whole) is None)
@@ -118,7 +118,7 @@ def test_the_switch_is_stored_and_a_reply_goes_on_as_it_was_begun(session: Sessi
 @pytest.mark.parametrize("value", ["off", 1, 0])
 def test_what_is_no_choice_is_refused(value: object) -> None:
     with pytest.raises(hsd.ConfigError, match="thinking"):
-        hsd.SamplingParams(thinking=value)  # type: ignore[arg-type]  # what a program might pass
+        hsd.SamplingParams(thinking=value)
 
 
 def test_the_command_line_switches_it_and_says_where_there_is_no_switch(family: str, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from hsd.kernels import Kernels
 from hsd.levels import TokenSequence, make_levels
 from hsd.loading.source import held_bytes, read_model
 from hsd.planning.stopping import Calibration, StopRule
-from hsd.runtime import LeanModel, Reader, building, native, wrap
+from hsd.runtime import Drafting, LeanModel, Reader, building, native, wrap
 from hsd.runtime.compiled import CompiledSteps
 from hsd.runtime.drawing import NativeKernels
 from hsd.runtime.native import Library, refusal
@@ -31,14 +31,16 @@ from hsd.sampling import Sampler
 able = native.abilities().issuperset(native.NEEDED) and building.compiler() is not None
 pytestmark = pytest.mark.skipif(not able, reason="this processor has no AVX512-BF16, or there is no C++ compiler")
 IDS = torch.randint(0, 256, (400,), generator=torch.Generator().manual_seed(0)).tolist()
-SHAPES = ("llama", "mistral", "qwen2", "qwen3")
+SHAPES = ("llama", "llama-biases", "mistral", "qwen2", "qwen3")
 
 
 def made(shape: str, dtype: torch.dtype, seed: int = 0):
     """A tiny model of bf16 weights; smaller ones than usual, or rounding alone would change every opinion."""
     model = tiny.model(shape, seed=seed, width=64)
-    for weight in model.parameters():
+    for name, weight in model.named_parameters():
         weight.data = (weight.data * (0.3 if weight.ndim > 1 else 1)).bfloat16()
+        if name.endswith("bias"):
+            weight.data = (0.3 * torch.randn(weight.shape)).bfloat16()
     return model.to(dtype)
 
 
@@ -164,9 +166,10 @@ def test_at_every_width_the_faster_of_both_is_used_and_remembered(root):
     whole, small = steps._loaded["native"]
     found = [json.loads(note.read_text()) for note in steps.folder.glob("measured-m-*.json")]
     times = next(times for times in found if len(times["1"]) == 3)
-    assert set(times) == {str(width) for width in range(1, 17)}
+    assert set(times) == {"1", "2", "3", "5", "9", "16"}
     for width, step in steps.model._fast.items():
-        assert step is (whole if times[str(width)][1] <= times[str(width)][2] else small)
+        compared = times[next(w for w in sorted(times, key=int) if int(w) >= width)]
+        assert step is (whole if compared[1] <= compared[2] else small)
 
 
 @pytest.mark.parametrize("name", ["medium", "large", "tiny"])
@@ -286,6 +289,59 @@ def test_a_cache_full_to_the_last_position(root, tiles):
     assert model.forward([1], cache, 1).isfinite().all() and cache.length == 512
 
 
+def test_a_block_up_to_the_last_position_and_none_beyond(root, tiles):
+    model = using(wrapped(), root, tiles)
+    model.use(model._fast, "native", model._fast[1].draft)
+    how = Drafting(1.4, tiny.VOCAB, frozenset(), None)
+    rows = torch.empty((64, tiny.VOCAB))
+    for most in (1, 5):
+        cache = model.new_cache()
+        Reader(model, cache).prefill((IDS * 2)[: 512 - 3 - (most - 1)])
+        tokens, _ = model.draft([1, 2, 3], cache, most, [0.5] * most, rows, how)
+        assert len(tokens) == most and cache.length == 512
+    for ids, most in (([1, 2, 3], 2), ([], 1), (list(range(16)), 5)):
+        cache = model.new_cache()
+        Reader(model, cache).prefill((IDS * 2)[:509])
+        with pytest.raises(hsd.ModelError, match="of at most 512"):
+            model.draft(ids, cache, most, [0.5] * most, rows, how)
+
+
+def test_a_context_shorter_than_what_steps_are_compared_behind(root):
+    for context in (144, 130, 100, 16):
+        model = wrap("m", made("llama", torch.bfloat16, seed=2), context)
+        assert NativeSteps(model, root).attach() and model.kind == "lean-2+native"
+
+
+def test_a_large_model_is_not_compared_while_somebody_waits(root, tmp_path):
+    folder = shutil.copytree(root, tmp_path / "compiled")
+    for note in folder.rglob("measured-*.json"):
+        note.unlink()
+    model = wrapped()
+    steps, asked = NativeSteps(model, folder), iter([False, False, True])
+    assert not steps.attach(lambda: next(asked)) and model.kind == "lean-2" and steps.fresh()
+    asked = iter([False] * 4)  # two of six widths are known by now
+    assert steps.attach(lambda: next(asked)) and model.kind == "lean-2+native" and not steps.fresh()
+
+
+@pytest.mark.parametrize("default", [torch.bfloat16, torch.float64])
+def test_replies_while_another_model_is_loaded_in_this_process(root, default, monkeypatch):
+    """Loading changes what torch takes by default for all threads; the library writes float32."""
+    monkeypatch.setenv("HSD_COMPILE", "1")
+    models = {n: m.to(torch.bfloat16) for n, m in tiny.related("qwen2", seed=3, width=64, noise=0.1).items()}
+    params = hsd.SamplingParams(temperature=0.8, max_tokens=40, seed=1, logit_bias={5: 1.0})
+    with hsd.Engine.from_models(models, tiny.ByteTokenizer()) as engine:
+        engine.upgrades = Upgrades(engine._models, root, tiny.VOCAB)
+        replies = []
+        for dtype in (torch.float32, default):
+            engine.forget()
+            torch.set_default_dtype(dtype)
+            try:
+                replies.append(engine.generate("say", params, plan="small:8>medium:9>big"))
+            finally:
+                torch.set_default_dtype(torch.float32)
+    assert replies[0].token_ids == replies[1].token_ids and replies[1].error is None
+
+
 def test_weights_that_are_no_numbers_give_logits_that_are_none(root, tiles):
     """So that the engine can say so: nothing turns a NaN into a token."""
     model = using(wrapped(), root, tiles)
@@ -345,14 +401,52 @@ def test_what_it_cannot_compute_says_why_and_torch_compiles_it():
     assert "quantized" in refusal(model)
 
 
-def test_a_library_that_fails_is_set_aside_for_its_model_and_torch_compiles_instead(root, tmp_path, monkeypatch):
+def test_a_damaged_library_is_made_anew(root, tmp_path, monkeypatch):
     monkeypatch.setenv("HSD_COMPILE", "1")
-    assert native_possible()
     folder = shutil.copytree(root, tmp_path / "compiled")
     library = NativeSteps(wrapped(), folder).path("native")
     library.write_bytes(library.read_bytes()[:1000])
     model = wrapped()
-    upgrades = Upgrades({"m": model}, folder)
+    upgrades = Upgrades({"m": model}, folder, tiny.VOCAB)
+    assert model.kind == "lean-2" and not library.exists() and not list(folder.rglob("*.failed"))
+    upgrades.start()
+    upgrades.wait()
+    assert upgrades.adopt() == ["m"] and model.kind == "lean-2+native" and isinstance(upgrades.kernels, NativeKernels)
+
+
+def test_a_library_from_other_sources_is_not_called(root, monkeypatch):
+    """A program that was updated while it runs: what its process of compiling made has other structures."""
+    path = NativeSteps(wrapped(), root).path("native")
+    monkeypatch.setattr(native, "LAYOUT", (*native.LAYOUT[:3], native.LAYOUT[0]))
+    with pytest.raises(OSError, match="other sources"):
+        Library(path)
+
+
+def test_why_nothing_was_made_is_said_and_tried_once_for_all(tmp_path, monkeypatch):
+    monkeypatch.setenv("HSD_COMPILE", "1")
+    broken = tmp_path / "g++"
+    broken.write_text(
+        '#!/bin/sh\ncase "$1" in --version) echo "Free Software Foundation";;\n'
+        f'*) echo x >>"{tmp_path}/tried"; echo "error: no space on this planet" >&2; exit 1;; esac\n'
+    )
+    broken.chmod(0o755)
+    monkeypatch.setenv("CXX", str(broken))
+    models = {name: wrap(name, made("llama", torch.bfloat16), 512) for name in ("a", "b")}
+    upgrades = Upgrades(models, tmp_path / "compiled", tiny.VOCAB)
+    upgrades.start()
+    upgrades.wait()
+    assert upgrades.state.count("no space on this planet") == 3  # both models and the drawing
+    assert (tmp_path / "tried").read_text() == "x\n"
+
+
+def test_a_library_that_fails_is_set_aside_for_its_model_and_torch_compiles_instead(root, tmp_path, monkeypatch):
+    monkeypatch.setenv("HSD_COMPILE", "1")
+    assert native_possible()
+    folder = shutil.copytree(root, tmp_path / "compiled")
+    model = wrapped()
+    with monkeypatch.context() as strange:
+        strange.setattr(native, "LAYOUT", native.LAYOUT[:3])
+        upgrades = Upgrades({"m": model}, folder)
     assert model.kind == "lean-2" and "m (OSError" in upgrades.state
     again = Upgrades({"m": wrapped()}, folder)
     assert isinstance(again._steps["m"], CompiledSteps)

@@ -132,6 +132,7 @@ def test_priors_fall_with_the_cost_ratio_and_give_way_to_measurements():
     assert filled["a", "b"] > filled["b", "big"] > planning.prior_acceptance("a", "big", costs)
     assert set(filled) == {
         ("lookup", "a"), ("lookup", "b"), ("lookup", "big"), ("a", "b"), ("a", "big"), ("b", "big"),
+        # A table.
     }  # fmt: skip
     assert all(0 <= rate <= 1 for rate in filled.values())
     assert planning.prior_acceptance("a", "b", {"a": [1.0], "b": [1e9]}) == 0.3

@@ -55,8 +55,8 @@ def law(rule, q0, q1, p0, p1, p2, one_hot: bool) -> np.ndarray:
             continue
         draft, p = [x, y], torch.stack((p0, p1[x], p2[x, y]))
         q = draft if one_hot else torch.stack((q0, q1[x]))
-        both = threshold(lambda c: rule(draft, q, p, [0.0, c, 0.5]).accepted == 2)  # noqa: B023
-        first = threshold(lambda c: rule(draft, q, p, [c, reject, 0.5]).accepted >= 1)  # noqa: B023
+        both = threshold(lambda c: rule(draft, q, p, [0.0, c, 0.5]).accepted == 2)  # noqa: B023 (called at once)
+        first = threshold(lambda c: rule(draft, q, p, [c, reject, 0.5]).accepted >= 1)  # noqa: B023 (called at once)
         if rule is token_wise:
             chance = {2: first * both, 1: first * (1 - both), 0: 1 - first}
         else:

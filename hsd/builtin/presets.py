@@ -63,6 +63,7 @@ PRESETS: dict[str, Preset] = {
         "try", 24, 20, 2, 64, 12, 1, Rates(warmup=16), Rates(warmup=16, decay=0.6), save_every=4, vocabulary=512,
         shares=Shares(40, 15, 20, 20, 5, 5, 30, 20, 15, 10, 20),
     ),
+    # A table: a line is a thought.
 }  # fmt: skip
 
 

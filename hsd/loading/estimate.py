@@ -132,6 +132,7 @@ def measured(fit: MemoryFit, weights: Mapping[str, float], free: float) -> Memor
     return dataclasses.replace(
         new, verdict=f"{said}; a conversation of {fit.context:,} tokens adds {cache:.2f} GB, the work about "
         f"{fit.shared_gb + sum(m.work_gb for m in models):.2f} GB."
+        # A line for every sentence of it.
     )  # fmt: skip
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from hsd.planning import StopRule
+from hsd.types import MAX_THRESHOLD
 
 MAX_WIDTH = 16
 """Widest pass that verification runs in one piece, in tokens; costs are measured and planned up to here."""
@@ -22,7 +23,7 @@ PREFILL_WIDTH = 256
 """Widest pass of reading a prompt: wide enough for the matrix units, small enough to stop soon when asked to."""
 
 
-LONGEST_BLOCK = 64
+LONGEST_BLOCK = MAX_THRESHOLD
 """Most tokens that a model drafts in one call."""
 
 

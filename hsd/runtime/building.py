@@ -83,21 +83,29 @@ class Builder:
             self._thread.join(5)
 
     def _run(self) -> None:
+        reasons: dict[Path, str] = {}  # parts may share a file; what could not be made once is not tried again
         for part in self._parts:
-            names = part.missing()
-            if not names or self._closing.is_set():
-                continue
-            work = part.folder.parent / f"{WORK}{os.getpid()}"
+            names = [name for name in part.missing() if part.path(name) not in reasons]
+            if self._closing.is_set():
+                return
             try:
-                part.folder.mkdir(parents=True, exist_ok=True)
-                work.mkdir(exist_ok=True)
-                reason = self._make(part, names, _store(part, work), work / "cache")
+                if names:
+                    reason = self._build(part, names)
+                    for name in part.missing() if not self._closing.is_set() else ():
+                        reasons[part.path(name)] = _reason(part, name) or reason or "the compiling process made no file"
                 for name in part.missing() if not self._closing.is_set() else ():
-                    write(part.failure(name), reason or "the compiling process made no file")
+                    write(part.failure(name), reasons[part.path(name)])
             except OSError:
                 return  # a disk that is full or read-only: what is there already has to do
-            finally:
-                shutil.rmtree(work, ignore_errors=True)
+
+    def _build(self, part: Buildable, names: Sequence[str]) -> str:
+        """Makes these in a folder of its own; why not, or an empty text."""
+        part.folder.mkdir(parents=True, exist_ok=True)
+        work = Path(tempfile.mkdtemp(prefix=WORK, dir=part.folder.parent))
+        try:
+            return self._make(part, names, _store(part, work), work / "cache")
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
 
     def _make(self, part: Buildable, names: Sequence[str], spec: Path, cache: Path) -> str:
         """Runs the compiling process; why it did not end well, or an empty text."""
@@ -134,6 +142,18 @@ class Builder:
             self._process = None
 
 
+def _reason(part: Buildable, name: str) -> str:
+    """What the compiling process wrote down, which knows nothing of parts that share a file."""
+    path = Artifacts.failure(part, name)
+    try:
+        text = path.read_text(encoding="utf-8")
+        if path != part.failure(name):
+            path.unlink()
+        return text
+    except OSError:
+        return ""
+
+
 def _store(part: Buildable, folder: Path) -> Path:
     """What is to be compiled, as the compiling process reads it."""
     spec = folder / "spec.pt"
@@ -158,7 +178,9 @@ def build(stored: dict[str, Any], out: Path, name: str) -> None:
         torch._inductor.aoti_compile_and_package(exported, package_path=str(part), inductor_configs=settings)
 
     if "native" in stored:
-        native.compile_to(part, compiler() or "g++")
+        if stored["sources"] != native.fingerprint():
+            raise RuntimeError("the program was updated while it ran; start it again")
+        native.compile_to(part, native.compiler() or "g++")
         part.replace(out)
         return
     with torch.no_grad():

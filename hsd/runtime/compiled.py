@@ -45,6 +45,8 @@ _REPEATS = 9
 _CLEARLY = 1.1  # a compiled step is given up only where an eager one is faster beyond doubt
 _NOTE = "measured.json"
 _PLACE = 128  # cached tokens at which the means are compared
+_COMPARED = (1, 2, 3, 5, 9, 16)  # widths at which they are; one between goes with the next
+_SECONDS = 0.5  # after which no further runs are made at a width: large models take long, and somebody may wait
 
 
 class Artifacts:
@@ -122,6 +124,7 @@ class Steps(Buildable):
         self._graphs = dict(graphs)
         self._note = folder / note
         self._loaded: dict[str, list[FastStep]] = {}
+        self._measured: dict[int, list[float]] = {}  # where nothing can be written down
 
     @abstractmethod
     def load(self, name: str) -> list[FastStep]:
@@ -135,40 +138,67 @@ class Steps(Buildable):
         """Whether some are on disk that this model does not use yet."""
         return any(g not in self._loaded for g in self.found())
 
-    def attach(self) -> bool:
+    def attach(self, should_stop: Callable[[], bool] = lambda: False) -> bool:
         """Loads what is on disk and lets the model use each at the widths where it is faster than an eager pass.
 
         The comparison is measured once and remembered beside the step. A file that cannot be loaded, or that computes
         something else, is set aside: the eager pass is always there.
 
+        Args:
+            should_stop: asked before every width is compared; what is not compared yet is attached the next time.
+
         Returns:
             Whether anything was attached.
         """
-        before, times = len(self._loaded), self._times()
+        before, times = dict(self._loaded), self._times()
         for graph in self.found():
             if graph in self._loaded:
                 continue
             widths = self._graphs[graph]
             try:
                 runners = self.load(graph)
-                for runner in runners if widths[1] not in times else ():
+                for runner in runners if self._compared(widths)[-1] not in times else ():
                     _check(self.model, runner, widths)
             except Exception as error:
                 self.set_aside(graph, error)
                 continue
             self._loaded[graph] = runners
-        if len(self._loaded) > before:
-            self.used()
-            self._choose()
-        return len(self._loaded) > before
+        if len(self._loaded) == len(before):
+            return False
+        if not self._compare(should_stop):
+            self._loaded = before
+            return False
+        self.used()
+        self._choose()
+        return True
+
+    @staticmethod
+    def _compared(widths: tuple[int, int]) -> list[int]:
+        return [w for w in _COMPARED if widths[0] <= w <= widths[1]] or [widths[1]]
+
+    def _compare(self, should_stop: Callable[[], bool]) -> bool:
+        """Times what has not been timed yet; False if it was stopped."""
+        times = self._times()
+        for graph, runners in self._loaded.items():
+            for width in self._compared(self._graphs[graph]):
+                if len(times.get(width, ())) == 1 + len(runners):
+                    continue
+                if should_stop():
+                    return False
+                times[width] = compare(self.model, runners, width)
+                self._measured = times
+                with contextlib.suppress(OSError):
+                    write(self._note, json.dumps({str(w): times[w] for w in sorted(times)}))
+        return True
 
     def _times(self) -> dict[int, list[float]]:
         """Milliseconds by width of an eager pass and of each way to use a step, as far as they were compared before."""
         try:
             stored = json.loads(self._note.read_text(encoding="utf-8"))
-            return {int(width): [float(ms) for ms in times] for width, times in stored.items() if len(times) > 1}
+            found = {int(width): [float(ms) for ms in times] for width, times in stored.items() if len(times) > 1}
         except (OSError, ValueError, TypeError, AttributeError):
-            return {}
+            found = {}
+        return {**found, **self._measured}
 
     def _choose(self) -> None:
         """The faster of the means at every width."""
@@ -176,16 +206,13 @@ class Steps(Buildable):
         steps: dict[int, FastStep] = {}
         for graph, runners in self._loaded.items():
             first, last = self._graphs[graph]
+            compared = self._compared((first, last))
             for width in range(first, last + 1):
-                if len(times.get(width, ())) != 1 + len(runners):
-                    times[width] = compare(self.model, runners, width)
-                eager, *others = times[width]
+                eager, *others = times[next(w for w in compared if w >= width)]
                 fastest = min(others)
                 if fastest < _CLEARLY * eager:
                     steps[width] = runners[others.index(fastest)]
         self.model.use(steps, self.means if steps else "", self.draft(steps))
-        with contextlib.suppress(OSError):
-            write(self._note, json.dumps({str(w): times[w] for w in sorted(times)}))
 
 
 class CompiledSteps(Steps):
@@ -240,11 +267,13 @@ def compare(model: LeanModel, runners: Sequence[FastStep], width: int) -> list[f
 
     What is compared here is remembered, so what other programs do meanwhile must not decide: it only ever adds.
     """
-    cache = _filled(model, _PLACE, width)
-    ids = [1] * width
+    cache = _filled(model, max(0, min(_PLACE, model.context - width)), width)
+    ids, end = [1] * width, time.perf_counter() + _SECONDS
     times: list[list[float]] = [[] for _ in range(1 + len(runners))]
     with torch.inference_mode():
         for turn in range(_REPEATS + 1):
+            if turn > 1 and time.perf_counter() > end:
+                break
             for kept, run in zip(times, (model.eager, *runners), strict=True):
                 begun = time.perf_counter()
                 run(ids, cache, width)

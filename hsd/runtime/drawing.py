@@ -12,7 +12,8 @@ from torch import Tensor
 
 from hsd.kernels import Kernels
 from hsd.runtime.compiled import Buildable
-from hsd.runtime.native import NAME, Library, fingerprint
+from hsd.runtime.native import NAME, Library, fingerprint, keep_library
+from hsd.verify import verify
 
 _VOCAB = 300  # of the check: whole blocks of 128, and a rest
 
@@ -44,6 +45,7 @@ class NativeKernels(Kernels):
     def draw(self, logits: Tensor, scale: float, coin: float, out: Tensor) -> tuple[int, float]:
         """See `Kernels.draw`."""
         logits = logits.float()
+        _writable(out)
         sure = self._sure
         token = self._pick(logits.data_ptr(), logits.shape[1], scale, coin, out.data_ptr(), ctypes.byref(sure))
         return token, sure.value
@@ -70,6 +72,7 @@ class NativeKernels(Kernels):
     ) -> tuple[int, int]:
         """See `Kernels.judge`."""
         n, token = len(draft), self._token
+        _writable(p)
         p = p if p.is_contiguous() else p.contiguous()
         if isinstance(q, Tensor):
             q = q if q.is_contiguous() else q.contiguous()
@@ -86,6 +89,12 @@ class NativeKernels(Kernels):
         return accepted, token.value
 
 
+def _writable(rows: Tensor) -> None:
+    """Raises unless rows are what the library takes them for: it would write foreign memory."""
+    if rows.dtype != torch.float32 or rows.device.type != "cpu":
+        raise TypeError(f"rows are {rows.dtype} on {rows.device}, not float32 on the CPU")
+
+
 class NativeDrawing(Buildable):
     """The native library as what draws and verifies, once it is there.
 
@@ -99,11 +108,15 @@ class NativeDrawing(Buildable):
 
     def spec(self) -> dict[str, Any]:
         """See `Buildable.spec`."""
-        return {"native": self.suffix}
+        return {"native": self.suffix, "sources": fingerprint()}
 
     def failure(self, name: str) -> Path:
         """What fails to draw may still compute steps."""
         return self.folder / f"{name}-drawing.failed"
+
+    def set_aside(self, name: str, error: Exception) -> None:
+        """See `Artifacts.set_aside`; the library stays, for steps."""
+        keep_library(self, name, error)
 
     def attach(self) -> Kernels | None:
         """The kernels, once they are there and compute what they should; None until then."""
@@ -122,8 +135,8 @@ class NativeDrawing(Buildable):
 def _check(made: NativeKernels) -> None:
     """Raises unless the library gives what the plain functions give."""
     some = torch.Generator().manual_seed(0)
-    logits = 6 * torch.rand((6, _VOCAB), generator=some)
-    plain, out, same = Kernels(), torch.empty(1, _VOCAB), torch.empty(1, _VOCAB)
+    logits = 6 * torch.rand((6, _VOCAB), generator=some, dtype=torch.float32)
+    plain, out, same = Kernels(), torch.empty((1, _VOCAB), dtype=torch.float32), torch.empty_like(logits[:1])
     rows = torch.softmax(logits, -1)
     torch.testing.assert_close(made.rows(logits, 1.0), rows, atol=1e-6, rtol=1e-4)
     for coin in (0.0, 0.3, 0.999999):
@@ -136,3 +149,8 @@ def _check(made: NativeKernels) -> None:
         for rule in ("block", "token"):
             if made.judge(draft, q, rows, coins, rule) != plain.judge(draft, q, rows, coins, rule):
                 raise ValueError(f"a verdict by the {rule} rule differs ({seed})")
+            verdict = verify(draft, draft, rows, coins, rule)
+            if made.judge(draft, draft, rows, coins, rule) != (verdict.accepted, verdict.token):
+                raise ValueError(f"a verdict on looked up tokens by the {rule} rule differs ({seed})")
+    if made.rows(logits, 0.0) != logits.argmax(-1).tolist():
+        raise ValueError("the likeliest tokens differ")

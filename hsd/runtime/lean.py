@@ -118,12 +118,7 @@ class LeanModel:
             ModelError: there are no ids, or more than the context has room for.
         """
         width, end = len(ids), cache.length + len(ids)
-        if not 0 < width <= end <= self.context:
-            raise ModelError(
-                self.name,
-                f"it cannot read {width} tokens behind {cache.length} of at most {self.context}.",
-                "Shorten the conversation, or choose a larger context for this family.",
-            )
+        self._fits(width, cache.length, end)
         cache.reserve(end)
         fast = self._fast.get(width)
         logits = fast(ids, cache, last) if fast is not None else self.eager(ids, cache, last)
@@ -156,13 +151,26 @@ class LeanModel:
 
         Returns:
             The tokens, and the seconds of each pass. The last token is -1 if its row is no distribution.
+
+        Raises:
+            ModelError: there are no ids, or more than the context has room for.
         """
         assert self._draft is not None, "see `drafts`"
         end = cache.length + len(ids)
-        cache.reserve(min(end + most - 1, self.context))
+        self._fits(len(ids), cache.length, end + most - 1)
+        cache.reserve(end + most - 1)
         tokens, seconds = self._draft(ids, cache, most, coins, rows, how)
         cache.length = end + len(tokens) - 1 if tokens else cache.length
         return tokens, seconds
+
+    def _fits(self, width: int, length: int, end: int) -> None:
+        """Raises unless so many tokens can be read behind so many, up to an end."""
+        if width < 1 or end < length + width or end > self.context:
+            raise ModelError(
+                self.name,
+                f"it cannot read {end - length} tokens behind {length} of at most {self.context}.",
+                "Shorten the conversation, or choose a larger context for this family.",
+            )
 
     def eager(self, ids: Sequence[int], cache: LeanCache, last: int) -> Tensor:
         """A pass as a list of tensor operations; what every faster step is compared with. Needs reserved room."""

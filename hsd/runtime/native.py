@@ -7,10 +7,13 @@ compilation per model, and a pass over five tokens costs little more than one ov
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import hashlib
+import os
 import platform
+import shutil
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hsd.runtime.base import MAX_WIDTH
+from hsd.runtime.compiled import Artifacts, write
 from hsd.runtime.lean import LeanModel
 from hsd.runtime.step import Layer, Linear, Product
 
@@ -38,7 +41,6 @@ NAME = "native"
 
 _DIGEST = 16  # bytes of a checksum behind the library
 _WIDEST_HEAD = 512
-_IDS = [ctypes.c_int64 * n for n in range(MAX_WIDTH + 1)]
 _MOST_THREADS = 64
 _P, _I, _F, _D = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float, ctypes.c_double
 _FUNCTIONS: dict[str, tuple[Any, ...]] = {  # result, arguments
@@ -126,6 +128,35 @@ def _fits(model: LeanModel) -> bool:
     return heads and not any(n % 32 for n in matrices) and model.weights.embedding.shape[0] >= model.vocab
 
 
+class Block(ctypes.Structure):
+    """`Block` of the source."""
+
+    _fields_ = [
+        *(("most", ctypes.c_int64), ("coins", ctypes.c_void_p), ("scale", ctypes.c_double), ("vocab", ctypes.c_int64)),
+        *(("ends", ctypes.c_void_p), ("end_count", ctypes.c_int64), ("by_value", ctypes.c_int64)),
+        *((name, ctypes.c_double) for name in ("mean", "token_ms", "draft_ms")),
+        *(("edges", ctypes.c_void_p), ("survival", ctypes.c_void_p), ("edge_count", ctypes.c_int64)),
+        *((name, ctypes.c_void_p) for name in ("rows", "tokens", "seconds")),
+    ]
+
+
+LAYOUT = (_Matrix, _Layer, _Model, Block)
+"""What Python and the source must agree on."""
+
+
+class DamagedError(OSError):
+    """A library that is not what was made: it is thrown away and made anew."""
+
+
+def keep_library(part: Artifacts, name: str, error: Exception) -> None:
+    """Notes why a part cannot use the library, which stays for the others; a damaged one goes, and is made anew."""
+    with contextlib.suppress(OSError):
+        if isinstance(error, DamagedError):
+            part.path(name).unlink(missing_ok=True)
+        else:
+            write(part.failure(name), f"{type(error).__name__}: {error}")
+
+
 class Library:
     """The compiled sources: steps, draws and verdicts.
 
@@ -133,15 +164,19 @@ class Library:
         path: of the shared library.
 
     Raises:
-        OSError: it is none, or is damaged.
+        OSError: it is none, or was made from other sources.
+        DamagedError: what lies there is not what was made.
     """
 
     def __init__(self, path: Path) -> None:
         data = path.read_bytes()
         if _digest(data[:-_DIGEST]) != data[-_DIGEST:]:
-            raise OSError(f"{path.name} is damaged")  # loading what ends too early would end this program
+            raise DamagedError(f"{path.name} is damaged")  # loading what ends too early would end this program
         # It has no OpenMP of its own: it finds torch's, and so shares torch's threads instead of competing with them.
         self.functions = ctypes.CDLL(str(path))
+        mine = (ctypes.c_int64 * len(LAYOUT))(*map(ctypes.sizeof, LAYOUT))
+        if not hasattr(self.functions, "hsd_layout") or not self.functions.hsd_layout(mine, len(mine)):
+            raise OSError(f"{path.name} was made from other sources than this program's")
         for name, (result, *kinds) in _FUNCTIONS.items():
             function = getattr(self.functions, name)
             function.restype, function.argtypes = result, kinds
@@ -169,6 +204,21 @@ def compile_to(path: Path, compiler: str) -> None:
     finally:
         for part in parts:
             part.unlink(missing_ok=True)
+
+
+def compiler() -> str | None:
+    """GNU's C++ compiler, whose OpenMP is the one that torch brings: `g++`, or what CXX names; None if it is none."""
+    path = shutil.which(os.environ.get("CXX") or "g++")
+    return path if path and _is_gnu(path) else None
+
+
+@functools.cache
+def _is_gnu(path: str) -> bool:
+    try:
+        said = subprocess.run([path, "--version"], capture_output=True, text=True, check=False, timeout=10).stdout
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    return "Free Software Foundation" in said
 
 
 @functools.cache

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -15,23 +14,21 @@ from torch import Tensor
 from hsd.planning.stopping import EDGES
 from hsd.runtime.base import LONGEST_BLOCK, MAX_WIDTH, Drafting
 from hsd.runtime.cache import LeanCache
-from hsd.runtime.compiled import Steps, write
+from hsd.runtime.compiled import Steps
 from hsd.runtime.lean import DraftBlock, FastStep, LeanModel
-from hsd.runtime.native import NAME, Library, abilities, described, fingerprint, packed, sizes
+from hsd.runtime.native import (
+    NAME,
+    Block,
+    Library,
+    abilities,
+    described,
+    fingerprint,
+    keep_library,
+    packed,
+    sizes,
+)
 
 _IDS = [ctypes.c_int64 * n for n in range(MAX_WIDTH + 1)]
-
-
-class _Block(ctypes.Structure):
-    """`Block` of the source."""
-
-    _fields_ = [
-        *(("most", ctypes.c_int64), ("coins", ctypes.c_void_p), ("scale", ctypes.c_double), ("vocab", ctypes.c_int64)),
-        *(("ends", ctypes.c_void_p), ("end_count", ctypes.c_int64), ("by_value", ctypes.c_int64)),
-        *((name, ctypes.c_double) for name in ("mean", "token_ms", "draft_ms")),
-        *(("edges", ctypes.c_void_p), ("survival", ctypes.c_void_p), ("edge_count", ctypes.c_int64)),
-        *((name, ctypes.c_void_p) for name in ("rows", "tokens", "seconds")),
-    ]
 
 
 class NativeStep:
@@ -57,7 +54,7 @@ class NativeStep:
         self._out = self._logits.data_ptr()
         self._vocab = model.vocab
         self._how: Drafting | None = None
-        self._block = _Block()
+        self._block = Block()
         self._held: tuple[Any, ...] = ()
 
     def __call__(self, ids: Sequence[int], cache: LeanCache, last: int) -> Tensor:
@@ -98,7 +95,7 @@ class NativeStep:
             *((ctypes.c_double * LONGEST_BLOCK)() for _ in range(2)),
         )
         ends = (ctypes.c_int64 * len(how.ends))(*how.ends)
-        block = _Block(scale=how.scale, vocab=how.vocab, end_count=len(how.ends), by_value=how.stop is not None)
+        block = Block(scale=how.scale, vocab=how.vocab, end_count=len(how.ends), by_value=how.stop is not None)
         arrays: dict[str, Any] = {"tokens": tokens, "seconds": seconds, "coins": tossed, "ends": ends}
         if how.stop is not None:
             chances = how.stop.calibration
@@ -125,7 +122,8 @@ class NativeSteps(Steps):
     means = "native"
 
     def __init__(self, model: LeanModel, root: Path) -> None:
-        valid_for = (sizes(model), packed(model), torch.get_num_threads(), sorted(abilities()))
+        parts = list(model.weights.tensors() or ())  # which biases and norms there are
+        valid_for = (sizes(model), model.shape, parts, packed(model), torch.get_num_threads(), sorted(abilities()))
         key = hashlib.blake2b(repr(valid_for).encode(), digest_size=6).hexdigest()
         self._key = f"{model.name}-{key}"
         folder = root / f"native-{fingerprint()}"
@@ -137,8 +135,7 @@ class NativeSteps(Steps):
 
     def set_aside(self, name: str, error: Exception) -> None:
         """See `Artifacts.set_aside`; the library stays for other models."""
-        with contextlib.suppress(OSError):
-            write(self.failure(name), f"{type(error).__name__}: {error}")
+        keep_library(self, name, error)
 
     def found(self) -> list[str]:
         """See `Artifacts.found`."""
@@ -146,7 +143,7 @@ class NativeSteps(Steps):
 
     def spec(self) -> dict[str, Any]:
         """See `Buildable.spec`."""
-        return {"native": self.suffix}
+        return {"native": self.suffix, "sources": fingerprint()}
 
     def load(self, name: str) -> list[FastStep]:
         """See `Steps.load`: over the weights in bfloat16, and packed where they are stored so."""

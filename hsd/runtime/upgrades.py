@@ -51,7 +51,8 @@ class Upgrades:
                     self.refused[name] = found
             prune(folder)
         self._kernels: NativeDrawing | CompiledKernels | None = None
-        if folder and self._steps and vocab:
+        target = list(models.values())[-1]
+        if folder and self._steps and vocab and target.device.type == "cpu":  # where it is drawn and verified
             self._kernels = NativeDrawing(folder) if native_possible() else CompiledKernels(vocab, folder)
         # On a GPU the plain functions already keep everything there.
         self.kernels = Kernels() if all(map(_on_gpu, models.values())) else None
@@ -62,11 +63,15 @@ class Upgrades:
         """Begins to compile what is missing, the target first, behind everything else."""
         self._builder.start()
 
-    def adopt(self) -> list[str]:
-        """Lets models use what has become ready; the names of those that did. Milliseconds of measuring each."""
+    def adopt(self, should_stop: Callable[[], bool] = lambda: False) -> list[str]:
+        """Lets models use what has become ready; the names of those that did.
+
+        The first time each is measured: milliseconds of a small model, seconds of a large one. Whoever waits makes
+        `should_stop` True; what is not measured then is adopted another time.
+        """
         if self._kernels:
             self.kernels = self._kernels.attach()
-        return [name for name, steps in self._steps.items() if steps.fresh() and steps.attach()]
+        return [name for name, steps in self._steps.items() if steps.fresh() and steps.attach(should_stop)]
 
     def wait(self, tell: Callable[[str], None] = lambda _: None) -> None:
         """Waits until everything is compiled; minutes, once per machine.
@@ -101,13 +106,17 @@ class Upgrades:
         if any(part.missing() for part in made.values()):
             return "eager steps" if compiler() else "eager steps: there is no C++ compiler"
         means = {steps.means for steps in self._steps.values()}
-        return f"{' and '.join(sorted(means))} steps" if means else "eager steps"
+        if not means:
+            return "eager steps"
+        made_of = f"{' and '.join(sorted(means))} steps"
+        others = "; ".join(f"{name}: {why}" for name, why in self.refused.items())
+        return f"{made_of}, eager ones where they must be ({others})" if others else made_of
 
 
 def native_possible() -> bool:
     """Whether steps of our own can be computed here, once they are compiled."""
     able = native.abilities().issuperset(native.NEEDED)
-    return able and os.environ.get(OFF) != "0" and compiler() is not None
+    return able and os.environ.get(OFF) != "0" and native.compiler() is not None
 
 
 def _best(model: LanguageModel, folder: Path) -> Steps | str:

@@ -66,6 +66,7 @@ def _switches(db: sqlite_utils.Database, family: str | None) -> list[dict[str, A
     columns = [
         "id", "at_unix_s", "family", "reply_id", "at_token", "from_plan", "to_plan", "reason",
         "from_forecast_ms_per_token", "to_forecast_ms_per_token", "outcome_ms_per_token",
+        # In the order of the schema.
     ]  # fmt: skip
     query = f"""SELECT {", ".join(columns)} FROM switches WHERE ?1 IS NULL OR family = ?1
         ORDER BY id DESC LIMIT {SHOWN}"""

@@ -457,6 +457,12 @@ extern "C" {
 // Asks the system for the matrix unit; 0 if this process may use it. Linux hands out its large registers on request.
 int hsd_tiles() { return (int)syscall(SYS_arch_prctl, 0x1023 /* ARCH_REQ_XCOMP_PERM */, 18 /* tile data */); }
 
+// Whether the caller's structures are as large as these: otherwise it was written for other sources.
+int hsd_layout(const int64_t* sizes, int64_t count) {
+  const int64_t mine[] = {sizeof(Matrix), sizeof(Layer), sizeof(Model), sizeof(Block)};
+  return count == 4 && std::equal(mine, mine + 4, sizes);
+}
+
 // Bytes of scratch that a model's passes need.
 size_t hsd_scratch(const Model* m) { return Scratch(*m, nullptr).bytes; }
 

@@ -21,7 +21,8 @@ from typing import Any
 import torch
 
 from hsd.runtime import native
-from hsd.runtime.compiled import GRAPHS, WORK, Artifacts, Buildable, write
+from hsd.runtime.artifacts import WORK, Artifacts, Buildable, write
+from hsd.runtime.compiled import GRAPHS
 from hsd.runtime.fused import export_kernel
 from hsd.runtime.step import Shape, StepGraph
 

@@ -12,12 +12,11 @@ import contextlib
 import functools
 import hashlib
 import json
-import os
 import platform
 import shutil
 import time
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ from torch import Tensor
 
 from hsd import kernels
 from hsd.runtime import step
+from hsd.runtime.artifacts import WORK, Buildable, write
 from hsd.runtime.base import MAX_WIDTH
 from hsd.runtime.cache import LeanCache
 from hsd.runtime.lean import DraftBlock, FastStep, LeanModel
@@ -37,9 +37,6 @@ GRAPHS = {"one": (1, 1), "more": (2, MAX_WIDTH)}
 LARGEST = 1 << 30
 """Bytes of weights beyond which a model is not compiled: the packed copy is held beside the eager one."""
 
-WORK = "work-"
-"""Beginning of the names of folders in which something is being compiled."""
-
 _VERSION = 1  # of how they are compiled
 _REPEATS = 9
 _CLEARLY = 1.1  # a compiled step is given up only where an eager one is faster beyond doubt
@@ -47,60 +44,6 @@ _NOTE = "measured.json"
 _PLACE = 128  # cached tokens at which the means are compared
 _COMPARED = (1, 2, 3, 5, 9, 16)  # widths at which they are; one between goes with the next
 _SECONDS = 0.5  # after which no further runs are made at a width: large models take long, and somebody may wait
-
-
-class Artifacts:
-    """Some compiled functions on disk, each in a file of its own.
-
-    Args:
-        folder: where they are kept; its name says what they are valid for.
-        names: of the functions.
-        suffix: of their files.
-    """
-
-    def __init__(self, folder: Path, names: Iterable[str], suffix: str = ".pt2") -> None:
-        self.folder = folder
-        self.names = tuple(names)
-        self.suffix = suffix
-
-    def path(self, name: str) -> Path:
-        """Where a compiled function lies or will lie."""
-        return self.folder / f"{name}{self.suffix}"
-
-    def failure(self, name: str) -> Path:
-        """Where it is written why one could not be made; it is not tried again."""
-        return self.folder / f"{name}.failed"
-
-    def missing(self) -> list[str]:
-        """Which of them are neither there nor known to fail."""
-        return [n for n in self.names if not self.path(n).exists() and not self.failure(n).exists()]
-
-    def failed(self) -> list[str]:
-        """Which of them could not be made."""
-        return [n for n in self.names if self.failure(n).exists()]
-
-    def found(self) -> list[str]:
-        """Which of them are there."""
-        return [n for n in self.names if self.path(n).exists()]
-
-    def set_aside(self, name: str, error: Exception) -> None:
-        """A file that cannot be used is not tried again; what it stood for is always there."""
-        with contextlib.suppress(OSError):
-            write(self.failure(name), f"{type(error).__name__}: {error}")
-            self.path(name).unlink(missing_ok=True)
-
-    def used(self) -> None:
-        """Notes when they were used last, for `prune`."""
-        with contextlib.suppress(OSError):
-            os.utime(self.folder)
-
-
-class Buildable(Artifacts, ABC):
-    """Artifacts that can be made where they are missing."""
-
-    @abstractmethod
-    def spec(self) -> dict[str, Any]:
-        """What the compiling process must know, as plain values and tensors."""
 
 
 class Steps(Buildable):
@@ -280,13 +223,6 @@ def compare(model: LeanModel, runners: Sequence[FastStep], width: int) -> list[f
                 if turn:  # the first of each allocates
                     kept.append(1000 * (time.perf_counter() - begun))
     return [round(min(kept), 4) for kept in times]
-
-
-def write(path: Path, text: str) -> None:
-    """Writes a small file whole or not at all."""
-    part = path.with_suffix(f".{os.getpid()}.part")
-    part.write_text(text, encoding="utf-8")
-    part.replace(path)
 
 
 def load(path: Path) -> Callable[[list[Tensor]], list[Tensor]]:

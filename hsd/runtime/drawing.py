@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from hsd.kernels import Kernels
-from hsd.runtime.compiled import Buildable
+from hsd.runtime.artifacts import Buildable
 from hsd.runtime.native import NAME, Library, fingerprint, keep_library
 from hsd.verify import verify
 

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from hsd import kernels
 from hsd.kernels import LONGEST, Kernels
-from hsd.runtime.compiled import Buildable, environment, load
+from hsd.runtime.artifacts import Buildable
+from hsd.runtime.compiled import environment, load
 
 NAMES = ("pick", "best", "block_wise", "token_wise")
 SHORTEST = 2

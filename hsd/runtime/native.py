@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hsd.runtime.compiled import Artifacts, write
+from hsd.runtime.artifacts import Artifacts, write
 from hsd.runtime.lean import LeanModel
 from hsd.runtime.step import Layer, Linear, Product
 

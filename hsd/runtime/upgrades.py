@@ -8,9 +8,10 @@ from pathlib import Path
 
 from hsd.kernels import Kernels
 from hsd.runtime import native
+from hsd.runtime.artifacts import Artifacts
 from hsd.runtime.base import LanguageModel
 from hsd.runtime.building import Builder, compiler
-from hsd.runtime.compiled import Artifacts, CompiledSteps, Steps, prune, refusal
+from hsd.runtime.compiled import CompiledSteps, Steps, prune, refusal
 from hsd.runtime.drawing import NativeDrawing
 from hsd.runtime.fused import CompiledKernels
 from hsd.runtime.graphs import GraphedSteps

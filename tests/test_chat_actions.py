@@ -11,7 +11,8 @@ from typing import Any
 import gradio as gr
 import pytest
 from chat_fakes import ScriptedEngine
-from test_chat_session import idle, until
+from chat_waiting import until
+from test_chat_session import idle
 
 from chat.session import Session
 from chat.settings import NAMES, Settings

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 from chat_fakes import ScriptedEngine
-from test_chat_session import LONG, idle, reply, until
+from chat_waiting import until
+from test_chat_session import LONG, idle, reply
 
 import hsd
 from chat import presets

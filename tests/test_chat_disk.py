@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 from chat_fakes import ScriptedEngine
 from chat_server import ROOT, free_port
-from test_chat_session import LONG, idle, reply, until
+from chat_waiting import until
+from test_chat_session import LONG, idle, reply
 
 import hsd
 from chat import worker as worker_module

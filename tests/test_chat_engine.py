@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
+from chat_waiting import until
 from steps import used
 
 import hsd
@@ -15,13 +15,6 @@ from chat.store import Store
 
 GREEDY = {"temperature": 0.0, "plan": "large"}
 QUESTION = "How do I find files larger than 100 MB?"
-
-
-def until(condition: Callable[[], object], seconds: float = 120.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.02)
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from chat_fakes import ScriptedEngine
-from test_chat_session import until
+from chat_waiting import until
 
 from chat.session import Session
 from chat.settings import Settings
@@ -146,9 +146,7 @@ def goes_on(db: Path) -> None:
     half = session.message(rows[0][0])
     session.store.show(rows[0][1], half.id)
     session.resume(half.id, Settings(max_tokens=100))
-    deadline = time.monotonic() + 20
-    while session.live(rows[0][1]) and time.monotonic() < deadline:
-        time.sleep(0.01)
+    until(lambda: session.live(rows[0][1]) is None)
     whole = session.message(half.id)
     assert whole.state == "done" and whole.text.startswith(half.text + " ") and len(whole.text) > len(half.text)
     session.close()

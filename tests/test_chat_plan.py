@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import models as tiny
 import pytest
 from chat_fakes import ScriptedEngine, poem
+from chat_waiting import until
 
 import hsd
 from chat import plans
@@ -30,13 +31,6 @@ NASTY = '"><script>alert(1)</script><img src=x onerror=alert(1)>&'
 MODELS = ("small", "medium", "big")
 TONES = looks(MODELS)
 GREEDY = Settings(temperature=0.0, max_tokens=24)
-
-
-def until(condition: Callable[[], object], seconds: float = 60.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.01)
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import models as tiny
 import pytest
 from chat_fakes import ScriptedEngine, poem
+from chat_waiting import until
 
 import hsd
 from chat.race import Standing, place
@@ -24,13 +24,6 @@ from chat.ui.levels import looks
 PLAN = "lookup:2>medium:3>big"
 GREEDY = Settings(temperature=0.0, plan=PLAN, max_tokens=24)
 NASTY = '"><script>alert(1)</script><img src=x onerror=alert(1)>&'
-
-
-def until(condition: Callable[[], object], seconds: float = 60.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.01)
 
 
 def engine() -> hsd.Engine:

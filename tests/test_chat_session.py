@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import sqlite3
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from chat_fakes import ScriptedEngine
+from chat_waiting import until
 
 import hsd
 from chat import store as store_module
@@ -21,13 +21,6 @@ from chat.settings import Settings
 from chat.store import Store
 
 LONG = " ".join(f"word{i}" for i in range(300))
-
-
-def until(condition: Callable[[], object], seconds: float = 10.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.005)
 
 
 @pytest.fixture

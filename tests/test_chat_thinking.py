@@ -8,8 +8,8 @@ from pathlib import Path
 
 import chat_thinking
 import pytest
+from chat_waiting import until
 from click.testing import CliRunner
-from test_chat_engine import until
 
 import hsd
 from chat.session import Session

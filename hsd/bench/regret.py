@@ -72,7 +72,7 @@ def candidates(engine: Engine, temperature: float, quick: bool) -> list[str]:
         for chain in itertools.combinations(drafts, count):
             plans = [
                 Plan.of([*chain, target], thresholds)
-                for thresholds in itertools.product((1, 2, 3, 4, 5, 6, 8), repeat=count)
+                for thresholds in itertools.product((1, 2, 3, 4, 5, 6, 8, 10, 12, 15), repeat=count)
                 if list(thresholds) == sorted(thresholds)  # a level that hands up less than it gets wastes it
             ]
             forecast = {str(p): planning.expected_ms_per_token(p, costs, rates) for p in plans}

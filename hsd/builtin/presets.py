@@ -19,7 +19,7 @@ class Preset:
         rows, length: of a batch; a step is rows × length tokens.
         pieces: parts in which a step goes through the device; twice as many whenever memory runs out.
         asked: conversations of a reply round that the target answers for its drafts; 0: drafts learn from text alone.
-        reply_rounds: then the replies come again.
+        reply_rounds: so many, then a round of text, then the same replies again.
         share: of a time budget, what the target's steps may take.
         judge_every: steps between two looks at held-out loss.
         vocabulary: entries of the tokenizer.
@@ -47,7 +47,7 @@ PRESETS: dict[str, Preset] = {
     # What two cores with bfloat16 matrix units do in an hour and a half. Batches of 8,192 tokens, because Muon costs
     # the same whatever the batch and would take a third of a step of 4,096.
     "cpu": Preset(
-        "cpu", 1700, 350, 16, 512, 1000, 3, Rates(muon=0.025), Rates(muon=0.03, adam=5e-3, warmup=50, decay=0.6),
+        "cpu", 1700, 1150, 16, 512, 4000, 6, Rates(muon=0.025), Rates(muon=0.03, adam=5e-3, warmup=50, decay=0.6),
         shares=Shares(howtos=2600, dialogues=140),
     ),
     # One stay at a large GPU: 150M and 59M tokens.

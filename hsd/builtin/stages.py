@@ -206,7 +206,7 @@ def train_drafts(work: Work, stop_after: int | None = None) -> int:
 
 
 def _draft_stream(work: Work, teacher: LlamaForCausalLM) -> Stream:
-    """Rounds of the target's own replies and rounds of text, in turn; the replies are all written before training."""
+    """All rounds of the target's own replies, a round of text, and again; the replies are written before training."""
     p = work.preset
     if not p.asked:
         return Stream(work.text)
@@ -221,7 +221,8 @@ def _draft_stream(work: Work, teacher: LlamaForCausalLM) -> Stream:
     replies = Rounds(work.folder / f"replies-{work.seed}-{step}", answered)
     for number in range(p.reply_rounds):
         replies(number)
-    return Stream(lambda n: work.text(n // 2) if n % 2 else replies(n // 2 % p.reply_rounds))
+    every = p.reply_rounds + 1
+    return Stream(lambda n: work.text(n // every) if n % every == p.reply_rounds else replies(n % every))
 
 
 def export(work: Work, out: Path) -> None:

@@ -43,6 +43,7 @@ _CLEARLY = 1.1  # a compiled step is given up only where an eager one is faster 
 _NOTE = "measured.json"
 _PLACE = 128  # cached tokens at which the means are compared
 _COMPARED = (1, 2, 3, 5, 9, 16)  # widths at which they are; one between goes with the next
+_WIDE = (32, 64, 128, 256)  # tokens of a prompt: at once by an eager pass, or in pieces by these steps
 _SECONDS = 0.5  # after which no further runs are made at a width: large models take long, and somebody may wait
 
 
@@ -113,6 +114,7 @@ class Steps(Buildable):
             return False
         self.used()
         self._choose()
+        self._choose_pieces(should_stop)
         return True
 
     @staticmethod
@@ -128,11 +130,13 @@ class Steps(Buildable):
                     continue
                 if should_stop():
                     return False
-                times[width] = compare(self.model, runners, width)
-                self._measured = times
-                with contextlib.suppress(OSError):
-                    write(self._note, json.dumps({str(w): times[w] for w in sorted(times)}))
+                self._note_down(width, compare(self.model, runners, width))
         return True
+
+    def _note_down(self, width: int, ms: list[float]) -> None:
+        times = self._measured = {**self._times(), width: ms}
+        with contextlib.suppress(OSError):
+            write(self._note, json.dumps({str(w): times[w] for w in sorted(times)}))
 
     def _times(self) -> dict[int, list[float]]:
         """Milliseconds by width of an eager pass and of each way to use a step, as far as they were compared before."""
@@ -156,6 +160,19 @@ class Steps(Buildable):
                 if fastest < _CLEARLY * eager:
                     steps[width] = runners[others.index(fastest)]
         self.model.use(steps, self.means if steps else "", self.draft(steps))
+
+    def _choose_pieces(self, should_stop: Callable[[], bool]) -> None:
+        """Up to which length a prompt is read faster in pieces by these steps than at once by an eager pass."""
+        for width in _WIDE:
+            if width > self.model.context:
+                return
+            times = self._times()
+            if width not in times and not should_stop():
+                self._note_down(width, compare(self.model, [self.model.in_pieces], width))
+                times = self._times()
+            if width not in times or times[width][1] > times[width][0]:
+                return
+            self.model.widest = width
 
 
 class CompiledSteps(Steps):

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from hsd.errors import ModelError
-from hsd.runtime.base import Drafting
+from hsd.runtime.base import MAX_WIDTH, Drafting
 from hsd.runtime.cache import LeanCache
 from hsd.runtime.packed import attached
 from hsd.runtime.step import Layer, Linear, Product, Shape, Weights, causal, step
@@ -88,6 +88,7 @@ class LeanModel:
         self._fast: dict[int, FastStep] = {}
         self._draft: DraftBlock | None = None
         self._means = ""
+        self.widest = 0  # tokens that narrow steps read faster, piece by piece, than an eager pass does at once
 
     @property
     def kind(self) -> str:
@@ -103,6 +104,7 @@ class LeanModel:
             draft: drafts whole blocks by the same means.
         """
         self._fast = dict(steps)
+        self.widest = 0
         self._draft = draft
         self._means = f"+{means}" if means else ""
 
@@ -120,10 +122,23 @@ class LeanModel:
         width, end = len(ids), cache.length + len(ids)
         self._fits(width, cache.length, end)
         cache.reserve(end)
-        fast = self._fast.get(width)
-        logits = fast(ids, cache, last) if fast is not None else self.eager(ids, cache, last)
+        fast = self.in_pieces if MAX_WIDTH < width <= self.widest else self._fast.get(width, self.eager)
+        logits = fast(ids, cache, last)
         cache.length = end
         return logits
+
+    def in_pieces(self, ids: Sequence[int], cache: LeanCache, last: int) -> Tensor:
+        """A `FastStep` of any width: passes of at most 16 tokens, one after the other."""
+        start, logits = cache.length, []
+        for begin in range(0, len(ids), MAX_WIDTH):
+            piece = ids[begin : begin + MAX_WIDTH]
+            wanted = min(len(piece), max(0, last - (len(ids) - begin - len(piece))))
+            found = self._fast.get(len(piece), self.eager)(piece, cache, wanted)
+            if wanted:
+                logits.append(found.clone())  # valid until the next pass only
+            cache.length += len(piece)
+        cache.length = start
+        return torch.cat(logits) if logits else torch.empty((0, self.vocab), dtype=torch.float32, device=self.device)
 
     @property
     def drafts(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from difflib import SequenceMatcher
 from typing import Any
@@ -13,7 +14,8 @@ from chat_server import Scripted, Server, scripted, serving
 pytestmark = pytest.mark.browser
 
 QUESTION = "Tell me everything."
-RUNNING = "SELECT id, text FROM messages WHERE state = 'running' AND length(text) > 150"
+LAST = "SELECT * FROM messages WHERE role = 'assistant' ORDER BY created DESC LIMIT 1"
+RUNNING = f"SELECT id, text FROM ({LAST}) WHERE state = 'running' AND length(text) > 150"
 REPLY = "SELECT state, text, finish_reason, json_extract(stats, '$.continued_after') FROM messages WHERE id = ?"
 TEXTS = "SELECT text FROM messages WHERE conversation_id = (SELECT id FROM conversations ORDER BY created DESC LIMIT 1)"
 
@@ -22,6 +24,15 @@ TEXTS = "SELECT text FROM messages WHERE conversation_id = (SELECT id FROM conve
 def slow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     with serving(tmp_path_factory.mktemp("data"), slow=True) as server:
         yield server
+
+
+@pytest.fixture(autouse=True)
+def alive(request: pytest.FixtureRequest) -> None:
+    """A test that is tried again may find that its first try killed the server and came no further."""
+    if "slow" in request.fixturenames:
+        server: Server = request.getfixturevalue("slow")
+        if server.process.poll() is not None:
+            server.start()
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +62,8 @@ def checkpoint(page: Any, server: Server) -> tuple[str, str]:
     """Id and text of a reply that is being written: some of it is on the disk, and it does not look like ending."""
     for tries in range(1, 9):
         send(page, QUESTION)
-        while page.locator("#history .reply .foot").count() < tries:
+        end = time.monotonic() + 90
+        while page.locator("#history .reply .foot").count() < tries and time.monotonic() < end:
             if rows := server.stored(RUNNING):
                 return rows[0]
             page.wait_for_timeout(20)
@@ -88,6 +100,25 @@ def test_a_reply_that_was_cut_off_by_kill_9_is_marked_and_goes_on(browser: Any, 
         assert whole.startswith(half) and len(whole) > len(half)
         assert page.locator("#history .turn").count() == turns
         assert alike(page.inner_text("#history .reply:last-child .prose"), whole)
+
+
+def test_a_running_reply_is_there_after_a_reload_and_in_a_second_tab_which_stops_it(browser: Any, slow: Server) -> None:
+    with tab(browser, f"{slow.address}#c=new") as page:
+        ready(page)
+        without_end(page)
+        reply, text = checkpoint(page, slow)
+        page.reload()
+        page.wait_for_selector("#running .prose")
+        with tab(browser, page.url) as second:
+            second.wait_for_selector("#running .prose")
+            second.click("#message .stop-button")
+            second.wait_for_selector("#history .ending:has-text('Stopped')")
+        page.wait_for_selector("#history .ending:has-text('Stopped')")
+        page.reload()
+        page.wait_for_selector("#history .ending:has-text('Stopped') [data-action=resume]")
+        state, stored, reason, _ = slow.stored(REPLY, reply)[0]
+        assert (state, reason) == ("cancelled", "cancelled") and stored.startswith(text)
+        assert alike(page.inner_text("#history .reply:last-child .prose"), stored)
 
 
 TROUBLE = {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import random
 import threading
 import time
@@ -72,22 +71,21 @@ class Request:
 
 
 class _Clock:
-    """Seconds that a reply takes: it stands still while whoever listens is busy with an event."""
+    """Seconds that a reply takes; as a context it stands still, while whoever listens is busy with an event."""
 
     def __init__(self, spent: float) -> None:
         self._zero = time.perf_counter() - spent
+        self._stopped = 0.0
 
     @property
     def seconds(self) -> float:
         return time.perf_counter() - self._zero
 
-    @contextlib.contextmanager
-    def stopped(self) -> Iterator[None]:
-        at = time.perf_counter()
-        try:
-            yield
-        finally:
-            self._zero += time.perf_counter() - at
+    def __enter__(self) -> None:
+        self._stopped = time.perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        self._zero += time.perf_counter() - self._stopped
 
 
 class Generation:
@@ -152,7 +150,7 @@ class Generation:
         """Everything but the last event; `finish` makes that."""
         request = self.request
         started = Started(request.plan, len(request.prompt), self._reused, dropped_turns=request.dropped_turns)
-        with self._clock.stopped():
+        with self._clock:
             yield started
         read = self._prefill()
         self._prefilled = self._clock.seconds
@@ -171,7 +169,7 @@ class Generation:
         while not (self._text.stopped or hierarchy.finished or self._out_of_time()):
             done = hierarchy.round()
             event = self._take(done)
-            with self._clock.stopped():
+            with self._clock:
                 yield event
             switch = request.watch.after(done, self._cached) if request.watch else None
             if switch is None or self._text.stopped or hierarchy.finished:
@@ -183,7 +181,7 @@ class Generation:
             hierarchy = self._chain = self._hierarchy_of(switch.plan, switch.stop)
             self.plan = switch.plan
             self.switches.append((switch, len(self.rounds)))
-            with self._clock.stopped():
+            with self._clock:
                 yield Replanned(switch.plan, switch.reason)
         self._full = hierarchy.finished
 

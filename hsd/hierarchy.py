@@ -27,7 +27,7 @@ from hsd.planning import StopRule
 from hsd.runtime import Drafting, Reader
 from hsd.sampling import Sampler
 from hsd.types import LevelStats
-from hsd.verify import NoDistributionError, Rows, verify
+from hsd.verify import NoDistributionError, Rows, Verdict, verify
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,12 +75,15 @@ class Hierarchy:
         self._rule = rule
         self._coins = coins
         self._stop = stop
+        self._indices = [level.source for level in self.levels if isinstance(level.source, SuffixIndex)]
         self._tossed: list[float] = []  # coins that were drawn ahead for a block
         # A first level that can draft whole blocks does, where tokens are drawn on its own device; the settings are the
         # same for all of them.
+        settings = Drafting(sampler.scale, sampler.vocab, self._end_ids, stop) if sampler.at_once else None
         first = self.levels[0].source
         here = isinstance(first, Reader) and first.model.device.type == torch.device(sampler.device).type
-        self._how = Drafting(sampler.scale, sampler.vocab, self._end_ids, stop) if here and sampler.at_once else None
+        self._how = settings if here else None
+        self._judging = settings if torch.device(sampler.device).type == "cpu" else None
         self._marks = [len(level.source.meter.passes) if isinstance(level.source, Reader) else 0 for level in levels]
 
     @property
@@ -129,13 +132,8 @@ class Hierarchy:
         if n == 0 and not (self._ended() or start >= self._room(at)):
             self._draft(level)  # nothing to verify: plain decoding, and a lookup that knew nothing
             return 0, 0
-        rows = self._distributions(level, n + 1)  # of the block's places and the one behind it
         below = self.levels[at - 1].take_rows() if at > 0 else []
-        coins = [self._toss() for _ in range(n + 1)]
-        try:
-            verdict = verify(block, below, rows, coins, self._rule, self._sampler.kernels)
-        except NoDistributionError:
-            raise self._no_distribution(level) from None
+        verdict, rows = self._decide(level, block, below)
         k = verdict.accepted
         if at > 0:
             self.levels[at - 1].proposed += n
@@ -148,6 +146,45 @@ class Hierarchy:
             self._append(verdict.token, level)
         level.rows.append(rows[: k + bonus])
         return n, k
+
+    def _decide(self, level: Level, block: list[int], below: Rows) -> tuple[Verdict, Rows]:
+        """A level's verdict on a block, and its distributions of the block's places and the one behind it."""
+        n = len(block)
+        coins = [self._toss() for _ in range(n + 1)]
+        if self._judging and isinstance(level.source, Reader):
+            found = self._decide_at_once(level, level.source, self._judging, below, coins)
+            if found:
+                return found
+        rows = self._distributions(level, n + 1)
+        try:
+            return verify(block, below, rows, coins, self._rule, self._sampler.kernels), rows
+        except NoDistributionError:
+            raise self._no_distribution(level) from None
+
+    def _decide_at_once(
+        self, level: Level, reader: Reader, how: Drafting, below: Rows, coins: list[float]
+    ) -> tuple[Verdict, Rows] | None:
+        """Pass, distributions and verdict in one call, where the level's runtime can; the same as one by one."""
+        out = None
+        if not self._sampler.params.greedy:
+            if isinstance(below, Tensor) and not (below.is_contiguous() and below.dtype == torch.float32):
+                return None
+            if level is self.levels[-1]:
+                out = level.verdict_rows(len(coins), self._sampler)
+            else:
+                out = torch.empty((len(coins), self._sampler.vocab), dtype=torch.float32)
+        try:
+            decided = reader.judge(self.sequence.tokens, below, coins, self._rule, out, how)
+        except HsdError:
+            raise
+        except Exception as error:
+            raise failed_pass(level.name, error) from error
+        if decided is None:
+            return None
+        accepted, token, best = decided
+        if token < 0:
+            raise self._no_distribution(level)
+        return Verdict(accepted, token), best if out is None else out
 
     def _fill(self, at: int) -> None:
         """Level `at` emits tokens until it holds its threshold; a lookup that knows nothing stops before."""
@@ -245,9 +282,8 @@ class Hierarchy:
 
     def _append(self, token: int, level: Level) -> None:
         self.sequence.append(token, level.name)
-        for other in self.levels:
-            if isinstance(other.source, SuffixIndex):
-                other.source.push(token)
+        for index in self._indices:
+            index.push(token)
 
     def _cut(self, length: int) -> None:
         """Everything behind the first `length` tokens was never there, at any level."""

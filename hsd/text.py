@@ -23,7 +23,7 @@ class TextStream:
     """
 
     def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = ()) -> None:
-        self._decode: Callable[..., str] = tokenizer.decode
+        self._decode = _decoder(tokenizer)
         self._stop = tuple(stop)
         self._ids: list[int] = []
         self._begin = 0  # first id of the window that is decoded again, so that joins between tokens come out right
@@ -94,6 +94,18 @@ class TextStream:
     def _give(self, text: str) -> str:
         self.text += text
         return text
+
+
+def _decoder(tokenizer: Tokenizer) -> Callable[..., str]:
+    """`tokenizer.decode`, without the layers above it where those do nothing: it is called once a round."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    usual = getattr(type(tokenizer), "_decode", None)
+    # A model's own tokenizer may decode in its own way, or tidy up what was decoded.
+    plain = getattr(usual, "__module__", "").startswith("transformers.tokenization_utils")
+    if backend is not None and plain and not getattr(tokenizer, "clean_up_tokenization_spaces", True):
+        decode: Callable[..., str] = backend.decode
+        return decode
+    return tokenizer.decode
 
 
 def _overlap(text: str, stop: str) -> int:

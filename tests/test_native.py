@@ -19,6 +19,7 @@ from hsd.hierarchy import Hierarchy
 from hsd.kernels import Kernels
 from hsd.levels import TokenSequence, make_levels
 from hsd.loading.source import held_bytes, read_model
+from hsd.lookup import SuffixIndex
 from hsd.planning.stopping import Calibration, StopRule
 from hsd.runtime import Drafting, LeanModel, Reader, building, native, wrap
 from hsd.runtime.compiled import CompiledSteps
@@ -272,6 +273,45 @@ def test_blocks_drafted_in_one_call_are_those_drafted_token_by_token(root, monke
         assert len(blocks) > 30 and len(set(blocks)) > 2  # some ended before their last token
 
 
+@pytest.mark.parametrize("temperature", [0.0, 0.9])
+@pytest.mark.parametrize("rule", ["block", "token"])
+def test_blocks_judged_in_one_call_get_the_verdicts_of_three(root, monkeypatch, temperature, rule):
+    """Pass, distributions and verdict at once: same coins, same tokens, same passes, at every level of a chain."""
+    models = tiny.related("qwen2", seed=6, width=64, noise=0.2)
+    models = {name: model.to(torch.bfloat16) for name, model in models.items()}
+    with hsd.Engine.from_models(models, tiny.ByteTokenizer()) as engine:
+        monkeypatch.setenv("HSD_COMPILE", "1")
+        engine.upgrades = Upgrades(engine._models, root, tiny.VOCAB)
+        judged, plans = [], ("small:6>big", "small:3>medium:5>big", "lookup:3>medium:4>big", "small:20>big")
+        whole = LeanModel.judge
+        seen = []
+        for at_once in (True, False):
+            monkeypatch.setattr(LeanModel, "judges", lambda self, width, on=at_once: on and width in self._judges)
+            monkeypatch.setattr(LeanModel, "judge", lambda self, *rest: judged.append(self.name) or whole(self, *rest))
+            replies = []
+            for turn in range(5):
+                for plan in plans:
+                    engine.forget()
+                    replies.append(one_reply(engine, plan, temperature, turn, None, rule))
+            seen.append(replies)
+        assert seen[0] == seen[1]
+        assert {"medium", "big"} == set(judged) and len(judged) > 60
+
+
+def test_a_pass_that_judges_and_gives_no_numbers_names_its_level(root, monkeypatch):
+    monkeypatch.setenv("HSD_COMPILE", "1")
+    models = {n: m.to(torch.bfloat16) for n, m in tiny.related("qwen2", seed=3, width=64, noise=0.1).items()}
+    with hsd.Engine.from_models(models, tiny.ByteTokenizer()) as engine:
+        engine.upgrades = Upgrades(engine._models, root, tiny.VOCAB)
+        for temperature in (0.0, 0.8):
+            assert engine.generate("say", hsd.SamplingParams(temperature=temperature), plan="small:4>big").error is None
+        engine._models["big"].weights.layers[0].down.weight[0, 0] = torch.nan
+        for temperature in (0.0, 0.8):
+            engine.forget()
+            reply = engine.generate("say", hsd.SamplingParams(temperature=temperature), plan="small:4>big")
+            assert reply.finish_reason == "error" and "'big'" in reply.error
+
+
 def told(draft, blocks: list[int]):
     def drafting(*arguments):
         tokens, seconds = draft(*arguments)
@@ -281,28 +321,29 @@ def told(draft, blocks: list[int]):
     return drafting
 
 
-def one_reply(engine, plan: str, temperature: float, seed: int, stop: StopRule | None):
+def one_reply(engine, plan: str, temperature: float, seed: int, stop: StopRule | None, rule: str = "block"):
     """Ids, who drew them, and what every level did: all but times."""
     parsed = hsd.Plan.parse(plan)
     names = parsed.names
-    readers = {name: Reader(engine._models[name], engine._models[name].new_cache()) for name in names}
+    readers = {n: Reader(engine._models[n], engine._models[n].new_cache()) for n in names if n != "lookup"}
     prompt = [tiny.USER, *b"say it", tiny.END, tiny.ASSISTANT]
     params = hsd.SamplingParams(temperature=temperature)
-    sequence = TokenSequence(list(prompt), len(prompt))
+    sequence, index = TokenSequence(list(prompt), len(prompt)), SuffixIndex()
+    index.settle(prompt)
     chain = Hierarchy(
-        make_levels(names, parsed.thresholds, readers.__getitem__, lambda: pytest.fail("no lookup here")),
+        make_levels(names, parsed.thresholds, readers.__getitem__, lambda: index),
         sequence,
         Sampler(params, prompt, tiny.VOCAB, "cpu", engine.upgrades.kernels),
         end_ids={tiny.END},
         limit=90,
-        rule="block",
+        rule=rule,
         coins=random.Random(seed),
         stop=stop,
     )
     while not chain.finished:
         chain.round()
     levels = [(level.name, level.proposed, level.accepted, level.passes, level.width) for level in chain.statistics()]
-    contexts = [[(p.width, p.context) for p in readers[name].meter.passes] for name in names]
+    contexts = [[(p.width, p.context) for p in readers[name].meter.passes] for name in readers]
     return sequence.tokens, sequence.origins, levels, contexts
 
 

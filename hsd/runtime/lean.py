@@ -36,6 +36,13 @@ DraftBlock = Callable[
 """Drafts a whole block, as `LeanModel.draft` says, in a cache that has room; `LeanModel` sets the new length."""
 
 
+JudgeBlock = Callable[
+    [Sequence[int], LeanCache, Tensor | Sequence[int], Sequence[float], str, Tensor | None, Drafting],
+    tuple[int, int, list[int], float],
+]
+"""Reads a block and decides on it, as `LeanModel.judge` says."""
+
+
 def refusal(model: Any) -> str | None:
     """Why this model cannot run lean, in words; None if it can."""
     name = type(model).__name__
@@ -87,6 +94,7 @@ class LeanModel:
         self.weights = Weights(embedding, layers, model.model.norm.weight.detach(), _product([model.lm_head]), cos, sin)
         self._fast: dict[int, FastStep] = {}
         self._draft: DraftBlock | None = None
+        self._judges: dict[int, JudgeBlock] = {}
         self._means = ""
         self.widest = 0  # tokens that narrow steps read faster, piece by piece, than an eager pass does at once
 
@@ -104,6 +112,8 @@ class LeanModel:
             draft: drafts whole blocks by the same means.
         """
         self._fast = dict(steps)
+        judges = {width: getattr(step, "judge", None) for width, step in steps.items()}
+        self._judges = {width: judge for width, judge in judges.items() if judge is not None}
         self.widest = 0
         self._draft = draft
         self._means = f"+{means}" if means else ""
@@ -177,6 +187,42 @@ class LeanModel:
         tokens, seconds = self._draft(ids, cache, most, coins, rows, how)
         cache.length = end + len(tokens) - 1 if tokens else cache.length
         return tokens, seconds
+
+    def judges(self, width: int) -> bool:
+        """Whether `judge` can be used now for a pass over so many tokens."""
+        return width in self._judges
+
+    def judge(
+        self,
+        ids: Sequence[int],
+        cache: LeanCache,
+        below: Tensor | Sequence[int],
+        coins: Sequence[float],
+        rule: str,
+        rows: Tensor | None,
+        how: Drafting,
+    ) -> tuple[int, int, list[int], float]:
+        """Reads tokens that end with a block, and decides on it: pass, distributions and verdict in one call.
+
+        Args:
+            ids: 1 to 16 tokens that the cache does not hold yet, the block last; see `judges`.
+            cache: extended by all of them.
+            below: float32 `(block, vocab)`, contiguous, or the tokens themselves where each was certain.
+            coins: one for each token of the block, and one more.
+            rule: "block" or "token".
+            rows: float32 `(at least block + 1, vocab)`, takes the distributions; None where the likeliest are taken.
+            how: settings.
+
+        Returns:
+            How many tokens are accepted, the one behind them (-1 if there is no distribution to draw it from), the
+            likeliest tokens where those are taken, and the seconds of the pass.
+        """
+        end = cache.length + len(ids)
+        self._fits(len(ids), cache.length, end)
+        cache.reserve(end)
+        decided = self._judges[len(ids)](ids, cache, below, coins, rule, rows, how)
+        cache.length = end
+        return decided
 
     def _fits(self, width: int, length: int, end: int) -> None:
         """Raises unless so many tokens can be read behind so many, up to an end."""

@@ -50,6 +50,7 @@ _FUNCTIONS: dict[str, tuple[Any, ...]] = {  # result, arguments
     "hsd_sure": (_D, _P, _I),
     "hsd_pick": (_I, _P, _I, _F, _D, _P, _P),
     "hsd_softmax": (None, _P, _I, _I, _I, _F, _P),
+    "hsd_judge": (_I, _P, _P, ctypes.c_int, _I, _P, _P, _P, _P),
     "hsd_draft": (_I, _P, _P, ctypes.c_int, _I, _P, _P, _P, _P),
     "hsd_verify": (_I, ctypes.c_int, _I, _P, _P, _P, _I, _P, _P),
 }
@@ -140,7 +141,18 @@ class Block(ctypes.Structure):
     ]
 
 
-LAYOUT = (_Matrix, _Layer, _Model, Block)
+class Judged(ctypes.Structure):
+    """`Judged` of the source."""
+
+    _fields_ = [
+        *(("scale", ctypes.c_double), ("vocab", ctypes.c_int64), ("block_wise", ctypes.c_int64)),
+        *(("count", ctypes.c_int64), ("draft", ctypes.c_void_p), ("q", ctypes.c_void_p), ("coins", ctypes.c_void_p)),
+        *(("rows", ctypes.c_void_p), ("best", ctypes.c_void_p), ("token", ctypes.c_int64)),
+        ("seconds", ctypes.c_double),
+    ]
+
+
+LAYOUT = (_Matrix, _Layer, _Model, Block, Judged)
 """What Python and the source must agree on."""
 
 

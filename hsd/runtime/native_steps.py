@@ -19,6 +19,7 @@ from hsd.runtime.lean import DraftBlock, FastStep, LeanModel
 from hsd.runtime.native import (
     NAME,
     Block,
+    Judged,
     Library,
     abilities,
     described,
@@ -29,6 +30,7 @@ from hsd.runtime.native import (
 )
 
 _IDS = [ctypes.c_int64 * n for n in range(MAX_WIDTH + 1)]
+_COINS = [ctypes.c_double * n for n in range(MAX_WIDTH + 2)]
 
 
 class NativeStep:
@@ -47,7 +49,7 @@ class NativeStep:
         seen, self._alive = described(model, library.tiles if tiles is None else tiles, small)
         self._model = ctypes.byref(seen)
         functions = library.functions
-        self._step, self._draft = functions.hsd_step, functions.hsd_draft
+        self._step, self._draft, self._judge = functions.hsd_step, functions.hsd_draft, functions.hsd_judge
         self._scratch = torch.zeros(functions.hsd_scratch(self._model) + 64, dtype=torch.uint8)
         self._at = self._scratch.data_ptr() + -self._scratch.data_ptr() % 64
         self._logits = torch.empty((MAX_WIDTH, model.vocab), dtype=torch.float32)
@@ -56,6 +58,8 @@ class NativeStep:
         self._how: Drafting | None = None
         self._block = Block()
         self._held: tuple[Any, ...] = ()
+        self._judged = Judged()
+        self._best = (ctypes.c_int64 * (MAX_WIDTH + 1))()
 
     def __call__(self, ids: Sequence[int], cache: LeanCache, last: int) -> Tensor:
         """See `FastStep`."""
@@ -87,6 +91,33 @@ class NativeStep:
         if count == -1:
             raise self._unknown()
         return [-1] if count < 0 else tokens[:count], seconds[: max(count, 1)]
+
+    def judge(
+        self,
+        ids: Sequence[int],
+        cache: LeanCache,
+        below: Tensor | Sequence[int],
+        coins: Sequence[float],
+        rule: str,
+        rows: Tensor | None,
+        how: Drafting,
+    ) -> tuple[int, int, list[int], float]:
+        """See `LeanModel.judge`."""
+        judged, count, width = self._judged, len(coins) - 1, len(ids)
+        given, tossed = _IDS[width](*ids), _COINS[count + 1](*coins)
+        judged.scale, judged.vocab, judged.block_wise, judged.count = how.scale, how.vocab, rule != "token", count
+        judged.draft = ctypes.addressof(given) + 8 * (width - count)
+        judged.q = below.data_ptr() if isinstance(below, Tensor) else None
+        judged.coins, judged.best = ctypes.addressof(tossed), ctypes.addressof(self._best)
+        judged.rows = None if rows is None else rows.data_ptr()
+        accepted = self._judge(
+            *(self._model, given, width, cache.length, cache.addresses()),
+            *(self._out, self._at, ctypes.byref(judged)),
+        )
+        if accepted < 0:
+            raise self._unknown()
+        best = self._best[: count + 1] if rows is None else []
+        return accepted, judged.token, best, judged.seconds
 
     def _prepare(self, how: Drafting) -> None:
         """Settings as the library reads them."""

@@ -151,6 +151,39 @@ class Reader:
             self.meter.keep(Pass(1 if i else width, before, 1, spent))
         return tokens
 
+    def judge(
+        self,
+        sequence: Sequence[int],
+        below: Tensor | Sequence[int],
+        coins: Sequence[float],
+        rule: str,
+        rows: Tensor | None,
+        how: Drafting,
+    ) -> tuple[int, int, list[int]] | None:
+        """Reads up to the end of the sequence, a block, and decides on it, in one call of the runtime.
+
+        Args:
+            sequence: all tokens; the cache holds a prefix of them.
+            below, coins, rule, rows, how: see `LeanModel.judge`.
+
+        Returns:
+            See `LeanModel.judge`; None if this model cannot, or not now.
+        """
+        model, cache = self.model, self.cache
+        if not (isinstance(model, LeanModel) and isinstance(cache, LeanCache)):
+            return None
+        self.rewind(len(sequence) - len(coins))
+        start = cache.length
+        if not model.judges(len(sequence) - start):
+            return None
+        try:
+            accepted, token, best, seconds = model.judge(sequence[start:], cache, below, coins, rule, rows, how)
+        except BaseException:
+            cache.rewind(start)
+            raise
+        self.meter.keep(Pass(len(sequence) - start, start, len(coins), seconds))
+        return accepted, token, best
+
     def _forward(self, ids: Sequence[int], last: int) -> Tensor:
         cache, before = self.cache, self.cache.length
         try:

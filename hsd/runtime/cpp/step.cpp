@@ -56,6 +56,20 @@ struct Block {
   int64_t* tokens;  // takes the tokens
   double* seconds;  // takes the time of each pass
 };
+// Mirrored by `Judged`: a block that a model verifies, and what it decides.
+struct Judged {
+  double scale;        // one over the temperature; 0 takes the likeliest
+  int64_t vocab;       // ids that may appear
+  int64_t block_wise;  // the rule
+  int64_t count;       // tokens of the block
+  const int64_t* draft;
+  const float* q;       // their distributions, (count, vocab); null if each was certain
+  const double* coins;  // count + 1
+  float* rows;          // takes the model's own distributions, (count + 1, vocab), unless the likeliest are taken
+  int64_t* best;        // takes those, count + 1
+  int64_t token;        // behind the accepted ones; -1 if there is no distribution to draw it from
+  double seconds;       // of the pass
+};
 }
 
 namespace {
@@ -459,8 +473,8 @@ int hsd_tiles() { return (int)syscall(SYS_arch_prctl, 0x1023 /* ARCH_REQ_XCOMP_P
 
 // Whether the caller's structures are as large as these: otherwise it was written for other sources.
 int hsd_layout(const int64_t* sizes, int64_t count) {
-  const int64_t mine[] = {sizeof(Matrix), sizeof(Layer), sizeof(Model), sizeof(Block)};
-  return count == 4 && std::equal(mine, mine + 4, sizes);
+  const int64_t mine[] = {sizeof(Matrix), sizeof(Layer), sizeof(Model), sizeof(Block), sizeof(Judged)};
+  return count == 5 && std::equal(mine, mine + 5, sizes);
 }
 
 // Bytes of scratch that a model's passes need.
@@ -477,6 +491,24 @@ int hsd_step(const Model* m, const int64_t* ids, int lanes, int64_t start, float
 #pragma omp parallel num_threads(int(m->threads))
   work(pass, shared, ids, cache, last, logits, omp_get_thread_num(), omp_get_num_threads());
   return 0;
+}
+
+// Reads `lanes` tokens, of which the last are a block, and decides on it. How many tokens are accepted; -1 if an id is
+// none of the model's.
+int64_t hsd_judge(const Model* m, const int64_t* ids, int lanes, int64_t start, float* const* cache, float* logits,
+                  char* scratch, Judged* j) {
+  const auto begun = std::chrono::steady_clock::now();
+  if (hsd_step(m, ids, lanes, start, cache, int(j->count) + 1, logits, scratch)) return -1;
+  j->seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begun).count();
+  if (j->scale > 0) {
+    hsd_softmax(logits, j->count + 1, m->vocab, j->vocab, float(j->scale), j->rows);
+    return hsd_verify(int(j->block_wise), j->count, j->draft, j->q, j->rows, j->vocab, j->coins, &j->token);
+  }
+  hsd_best(logits, j->count + 1, m->vocab, j->vocab, j->best);
+  int64_t accepted = 0;
+  while (accepted < j->count && j->draft[accepted] == j->best[accepted]) accepted++;
+  j->token = j->best[accepted];
+  return accepted;
 }
 
 // Drafts a block behind `ids`, of which at least the last is not cached yet. How many tokens: -1 if an id is none of

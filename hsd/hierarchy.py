@@ -226,8 +226,7 @@ class Hierarchy:
             raise self._no_distribution(level)
         del self._tossed[: len(drafted)]
         level.rows.append(list(drafted) if rows is None else rows[: len(drafted)])
-        for token in drafted:
-            self._append(token, level)
+        self.sequence.extend(drafted, level.name)  # a chain that begins with a model has no lookup
         return True
 
     def _toss(self) -> float:

@@ -27,6 +27,10 @@ class TokenSequence:
         self.tokens.append(token)
         self.origins.append(origin)
 
+    def extend(self, tokens: Sequence[int], origin: str) -> None:
+        self.tokens += tokens
+        self.origins += [origin] * len(tokens)
+
     def cut(self, length: int) -> None:
         del self.tokens[length:]
         del self.origins[length - self.prompt_length :]

@@ -31,6 +31,7 @@ class Meter:
     device: torch.device
     _passes: list[Pass] = field(default_factory=list)
     _pending: list[tuple[Pass, torch.cuda.Event, torch.cuda.Event]] = field(default_factory=list)
+    _blocks: list[tuple[int, int, int, Sequence[float]]] = field(default_factory=list)  # and where they belong
 
     def run(self, entry: Pass, step: Callable[[], Tensor]) -> Tensor:
         """Runs and times one pass; one that fails is not kept."""
@@ -52,9 +53,21 @@ class Meter:
         """Keeps a pass that somebody else has timed, on a processor."""
         self._passes.append(entry)
 
+    def keep_block(self, width: int, context: int, seconds: Sequence[float]) -> None:
+        """The same for a pass of this width and those over one token behind it; written out when they are asked for."""
+        self._blocks.append((len(self._passes), width, context, seconds))
+
+    def _write_out(self) -> None:
+        blocks, self._blocks = self._blocks, []
+        for place, width, context, seconds in reversed(blocks):
+            first, *others = seconds
+            behind = [Pass(1, context + width + i, 1, spent) for i, spent in enumerate(others)]
+            self._passes[place:place] = [Pass(width, context, 1, first), *behind]
+
     @property
     def passes(self) -> list[Pass]:
         """All passes so far; waits for those that still run."""
+        self._write_out()
         pending, self._pending = self._pending, []
         for entry, begin, end in pending:
             try:
@@ -146,9 +159,7 @@ class Reader:
         if width > MAX_WIDTH or most > LONGEST_BLOCK:
             return None
         tokens, seconds = model.draft(sequence[start:], cache, most, coins, rows, how)
-        for i, spent in enumerate(seconds):
-            before = start + width + i - 1 if i else start
-            self.meter.keep(Pass(1 if i else width, before, 1, spent))
+        self.meter.keep_block(width, start, seconds)
         return tokens
 
     def judge(

@@ -7,6 +7,7 @@ import itertools
 import json
 import random
 import shutil
+from contextlib import contextmanager
 
 import models as tiny
 import pytest
@@ -222,16 +223,22 @@ def test_how_prompts_are_read_is_measured(root):
             break
 
 
+@contextmanager
+def engine_with_native_steps(root, monkeypatch, shape: str, seed: int, noise: float):
+    """An engine over related models in bf16, from small to big, that all use the library."""
+    models = {n: m.to(torch.bfloat16) for n, m in tiny.related(shape, seed=seed, width=64, noise=noise).items()}
+    with hsd.Engine.from_models(models, tiny.ByteTokenizer()) as engine:
+        monkeypatch.setenv("HSD_COMPILE", "1")
+        engine.upgrades = Upgrades(engine._models, root, tiny.VOCAB)
+        yield engine
+
+
 def test_a_stack_in_bf16_says_bit_for_bit_what_its_target_says_alone(root, monkeypatch):
     """What eager bf16 passes cannot promise: their rounding depends on the width."""
     if not Library(NativeSteps(wrapped(), root).path("native")).tiles:
         pytest.skip("this processor has no matrix unit")
-    models = tiny.related("qwen2", seed=3, width=64, noise=0.1)
-    models = {name: model.to(torch.bfloat16) for name, model in models.items()}
     drafted = 0
-    with hsd.Engine.from_models(models, tiny.ByteTokenizer()) as engine:
-        monkeypatch.setenv("HSD_COMPILE", "1")
-        engine.upgrades = Upgrades(engine._models, root, tiny.VOCAB)
+    with engine_with_native_steps(root, monkeypatch, "qwen2", 3, 0.1) as engine:
         assert isinstance(engine.upgrades.kernels, NativeKernels)
         assert {model.kind for model in engine._models.values()} == {"lean-2+native"}
         for turn in range(12):
@@ -250,11 +257,7 @@ def test_a_stack_in_bf16_says_bit_for_bit_what_its_target_says_alone(root, monke
 @pytest.mark.parametrize("early_stop", [False, True])
 def test_blocks_drafted_in_one_call_are_those_drafted_token_by_token(root, monkeypatch, temperature, early_stop):
     """Same coins, same tokens, same passes: of the first level alone, and under another draft."""
-    models = tiny.related("llama", seed=4, width=64, noise=0.2)
-    models = {name: model.to(torch.bfloat16) for name, model in models.items()}
-    with hsd.Engine.from_models(models, tiny.ByteTokenizer()) as engine:
-        monkeypatch.setenv("HSD_COMPILE", "1")
-        engine.upgrades = Upgrades(engine._models, root, tiny.VOCAB)
+    with engine_with_native_steps(root, monkeypatch, "llama", 4, 0.2) as engine:
         lean = engine._models["small"]
         whole = lean._draft
         assert whole is not None
@@ -277,11 +280,7 @@ def test_blocks_drafted_in_one_call_are_those_drafted_token_by_token(root, monke
 @pytest.mark.parametrize("rule", ["block", "token"])
 def test_blocks_judged_in_one_call_get_the_verdicts_of_three(root, monkeypatch, temperature, rule):
     """Pass, distributions and verdict at once: same coins, same tokens, same passes, at every level of a chain."""
-    models = tiny.related("qwen2", seed=6, width=64, noise=0.2)
-    models = {name: model.to(torch.bfloat16) for name, model in models.items()}
-    with hsd.Engine.from_models(models, tiny.ByteTokenizer()) as engine:
-        monkeypatch.setenv("HSD_COMPILE", "1")
-        engine.upgrades = Upgrades(engine._models, root, tiny.VOCAB)
+    with engine_with_native_steps(root, monkeypatch, "qwen2", 6, 0.2) as engine:
         judged, plans = [], ("small:6>big", "small:3>medium:5>big", "lookup:3>medium:4>big", "small:20>big")
         whole = LeanModel.judge
         seen = []
@@ -299,10 +298,7 @@ def test_blocks_judged_in_one_call_get_the_verdicts_of_three(root, monkeypatch, 
 
 
 def test_a_pass_that_judges_and_gives_no_numbers_names_its_level(root, monkeypatch):
-    monkeypatch.setenv("HSD_COMPILE", "1")
-    models = {n: m.to(torch.bfloat16) for n, m in tiny.related("qwen2", seed=3, width=64, noise=0.1).items()}
-    with hsd.Engine.from_models(models, tiny.ByteTokenizer()) as engine:
-        engine.upgrades = Upgrades(engine._models, root, tiny.VOCAB)
+    with engine_with_native_steps(root, monkeypatch, "qwen2", 3, 0.1) as engine:
         for temperature in (0.0, 0.8):
             assert engine.generate("say", hsd.SamplingParams(temperature=temperature), plan="small:4>big").error is None
         engine._models["big"].weights.layers[0].down.weight[0, 0] = torch.nan
@@ -399,11 +395,8 @@ def test_a_large_model_is_not_compared_while_somebody_waits(root, tmp_path):
 @pytest.mark.parametrize("default", [torch.bfloat16, torch.float64])
 def test_replies_while_another_model_is_loaded_in_this_process(root, default, monkeypatch):
     """Loading changes what torch takes by default for all threads; the library writes float32."""
-    monkeypatch.setenv("HSD_COMPILE", "1")
-    models = {n: m.to(torch.bfloat16) for n, m in tiny.related("qwen2", seed=3, width=64, noise=0.1).items()}
     params = hsd.SamplingParams(temperature=0.8, max_tokens=40, seed=1, logit_bias={5: 1.0})
-    with hsd.Engine.from_models(models, tiny.ByteTokenizer()) as engine:
-        engine.upgrades = Upgrades(engine._models, root, tiny.VOCAB)
+    with engine_with_native_steps(root, monkeypatch, "qwen2", 3, 0.1) as engine:
         replies = []
         for dtype in (torch.float32, default):
             engine.forget()

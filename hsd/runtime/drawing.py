@@ -45,7 +45,7 @@ class NativeKernels(Kernels):
     def draw(self, logits: Tensor, scale: float, coin: float, out: Tensor) -> tuple[int, float]:
         """See `Kernels.draw`."""
         logits = logits.float()
-        _writable(out)
+        _expect_float32(out)
         sure = self._sure
         token = self._pick(logits.data_ptr(), logits.shape[1], scale, coin, out.data_ptr(), ctypes.byref(sure))
         return token, sure.value
@@ -72,7 +72,7 @@ class NativeKernels(Kernels):
     ) -> tuple[int, int]:
         """See `Kernels.judge`."""
         n, token = len(draft), self._token
-        _writable(p)
+        _expect_float32(p)
         p = p if p.is_contiguous() else p.contiguous()
         if isinstance(q, Tensor):
             q = q if q.is_contiguous() else q.contiguous()
@@ -89,8 +89,8 @@ class NativeKernels(Kernels):
         return accepted, token.value
 
 
-def _writable(rows: Tensor) -> None:
-    """Raises unless rows are what the library takes them for: it would write foreign memory."""
+def _expect_float32(rows: Tensor) -> None:
+    """Raises unless rows are what the library takes them for: it would reach into foreign memory."""
     if rows.dtype != torch.float32 or rows.device.type != "cpu":
         raise TypeError(f"rows are {rows.dtype} on {rows.device}, not float32 on the CPU")
 

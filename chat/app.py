@@ -72,7 +72,6 @@ def serve(arguments: Arguments) -> int:
         models=tuple(model.name for model in family.models),
         plan=arguments.plan,
         examples=family.examples,
-        system=family.system,
         may_drop=family.overflow == "drop",
         family=family.name,
         idle_seconds=60 * arguments.unload_after if arguments.unload_after else None,

@@ -36,7 +36,6 @@ class Choosing(Comparing):
     default_plan: str
     examples: tuple[str, ...]
     opener: Callable[[Choice], Load] | None = None
-    _system: str
     _may_drop: bool
 
     def offers(self) -> list[Offer]:
@@ -75,6 +74,6 @@ class Choosing(Comparing):
         family = choice.family
         self.family, self.title, self.default_plan = family.name, family.title or family.name, "auto"
         self.models = tuple(model.name for model in family.models)
-        self.examples, self._system, self._may_drop = family.examples, family.system, family.overflow == "drop"
+        self.examples, self._may_drop = family.examples, family.overflow == "drop"
         self.worker.replace(self.opener(choice))
         self._touch("list", "engine", "family")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from chat.records import Message
@@ -65,41 +65,3 @@ def begun_ids(tokenizer: Any, ids: Sequence[int], text: str) -> list[int]:
     while begun and begun[-1] in special:
         begun.pop()
     return begun
-
-
-def prompt_to_continue(
-    tokenizer: Any,
-    messages: Sequence[Mapping[str, Any]],
-    begun: Sequence[int],
-    room: int,
-    variables: Mapping[str, Any],
-) -> tuple[list[int], int]:
-    """Token ids of a conversation with the beginning of its reply, and how many old turns were left out.
-
-    The engine takes no half-written reply as a message, but it takes ids, so this does what it does with messages.
-
-    Args:
-        room: tokens that the whole may have, where old turns may be left out for it; 0 where they may not.
-        variables: of the chat template.
-    """
-    rest: list[Mapping[str, Any]] | None = list(messages)
-    ids, dropped = list[int](), -1
-    while rest is not None:
-        ids, dropped = [*_opening(tokenizer, rest, variables), *begun], dropped + 1
-        rest = _without_oldest_turn(rest) if room and len(ids) > room else None
-    return ids, dropped
-
-
-def _opening(tokenizer: Any, messages: Sequence[Mapping[str, Any]], variables: Mapping[str, Any]) -> list[int]:
-    plain = [{"role": m["role"], "content": m["content"]} for m in messages]
-    if tokenizer.chat_template is None:
-        return list(tokenizer.encode("\n".join(m["content"] for m in plain), add_special_tokens=True))
-    text = tokenizer.apply_chat_template(plain, tokenize=False, add_generation_prompt=True, **variables)
-    return list(tokenizer.encode(text, add_special_tokens=False))
-
-
-def _without_oldest_turn(messages: list[Mapping[str, Any]]) -> list[Mapping[str, Any]] | None:
-    head = [m for m in messages[:1] if m["role"] == "system"]
-    rest = messages[len(head) :]
-    following = next((i for i, m in enumerate(rest) if i > 0 and m["role"] == "user"), None)
-    return None if following is None else [*head, *rest[following:]]

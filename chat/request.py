@@ -11,7 +11,7 @@ from typing import Any, Literal, Protocol
 
 import hsd
 from chat.plans import Known
-from chat.prompt import begun_ids, prompt_to_continue
+from chat.prompt import begun_ids
 
 log = logging.getLogger(__name__)
 
@@ -61,8 +61,7 @@ Load = Callable[[Callable[[hsd.LoadProgress], None]], EngineLike]
 class Request:
     """A reply somebody waits for, and what is there of it so far.
 
-    `begun` is the text of a reply that goes on where it ended, `before` its number of tokens. `may_drop`: its oldest
-    turns may be left out where the context is full.
+    `begun` is the text of a reply that goes on where it ended, `before` its number of tokens.
     """
 
     message_id: str
@@ -79,9 +78,8 @@ class Request:
     dropped_turns: int = 0
     begun: str = ""
     before: int = 0
-    may_drop: bool = False
 
-    def prompt(self, engine: EngineLike) -> Sequence[Mapping[str, Any]] | Sequence[int]:
+    def prompt(self, engine: EngineLike) -> Sequence[Mapping[str, Any]]:
         """What the engine is to read."""
         if not self.begun:
             return self.messages
@@ -89,13 +87,7 @@ class Request:
         self.ids, self.before = list(begun), len(begun)
         # Without names for all of its beginning, a reply's tokens cannot be told apart.
         self.provenance = (self.provenance + [UNKNOWN] * self.before)[: self.before]
-        context = engine.info.context
-        room = context - min(self.params.max_tokens, context // 4) if self.may_drop else 0
-        switched = engine.info.thinking and self.params.thinking is not None
-        variables = {"enable_thinking": self.params.thinking} if switched else {}
-        ids, dropped = prompt_to_continue(engine.tokenizer, self.messages, begun, room, variables)
-        self.dropped_turns += dropped
-        return ids
+        return [*self.messages, {"role": "assistant", "content": self.begun, "token_ids": list(begun)}]
 
     def add(self, event: hsd.Tokens) -> None:
         """Append one round of the target."""

@@ -53,7 +53,6 @@ class Session(Choosing):
         models: names of its models, cheapest first, shown before they are loaded.
         plan: the plan a new conversation starts with.
         examples: messages to start with.
-        system: the family's system message for conversations that have none.
         may_drop: the family leaves the oldest turns out where the context is full.
         family: the family's name.
         idle_seconds: see `Worker`.
@@ -68,7 +67,6 @@ class Session(Choosing):
         models: tuple[str, ...] = (),
         plan: str = "auto",
         examples: tuple[str, ...] = (),
-        system: str = "",
         may_drop: bool = False,
         family: str = "",
         idle_seconds: float | None = None,
@@ -76,7 +74,7 @@ class Session(Choosing):
         super().__init__(store)
         self.family = family
         self.title, self.models, self.default_plan, self.examples = title, models, plan, examples
-        self._system, self._may_drop = system, may_drop
+        self._may_drop = may_drop
         self.visited = threading.Event()
         """Set when the first page has been opened."""
         self._sending = threading.Lock()
@@ -319,9 +317,7 @@ class Session(Choosing):
         begun: Message | None = None,
     ) -> None:
         path = self._of(reply_id).path_to(reply_id)[:-1]
-        # Ids say it all to a reply that goes on: the engine adds no system message to them.
-        system = settings.system or (self._system if begun else "")
-        messages, dropped, info = messages_for_engine(path, system), 0, self.engine.info
+        messages, dropped, info = messages_for_engine(path, settings.system), 0, self.engine.info
         if self._may_drop and info:
             messages, dropped = newest_turns(messages, LETTERS_PER_TOKEN * info.context)
         request = Request(
@@ -331,7 +327,6 @@ class Session(Choosing):
             params,
             settings.plan,
             dropped_turns=dropped,
-            may_drop=self._may_drop,
         )
         if begun:
             request.text = request.begun = begun.text

@@ -169,7 +169,8 @@ class Engine:
         there is of it.
 
         Args:
-            messages: a conversation (role and content each), one user message as text, or token ids.
+            messages: a conversation (role and content each; a reply at its end goes on), one user message as text, or
+                token ids.
             params: sampling settings.
             plan: "auto", or `level:threshold>…>target`.
             verification: rule above temperature 0, "block" or "token".

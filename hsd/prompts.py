@@ -62,16 +62,21 @@ class Prompts:
             del self._replies[next(iter(self._replies))]
 
     def build(self, messages: Sequence[Message], thinking: bool | None = None) -> list[int]:
-        """Token ids of a conversation, up to where the assistant's reply begins.
+        """Token ids of a conversation, up to where the assistant's reply begins, or goes on.
 
         Args:
-            messages: role and content each; an assistant's may carry the "token_ids" it was generated as.
+            messages: role and content each; an assistant's may carry the "token_ids" it was generated as. Where the
+                last one is an assistant's, the reply goes on behind its last token.
             thinking: see `SamplingParams`.
 
         Raises:
             PromptError: no text in it, a malformed message, or the chat template refuses it.
         """
         messages = self._checked(messages)
+        messages, begun = _begun(messages)
+        return self._head(messages, thinking) + (self._ids_begun(begun) if begun else [])
+
+    def _head(self, messages: Sequence[Message], thinking: bool | None) -> list[int]:
         if self._tokenizer.chat_template is None:
             return self._encode("\n".join(m["content"] for m in messages), add_special_tokens=True)
         if self._system and messages[0]["role"] != "system":
@@ -127,7 +132,9 @@ class Prompts:
 
     def _size(self, messages: Sequence[Message], thinking: bool | None) -> int:
         """Tokens of a conversation, about: by its text, without looking for known replies in it."""
-        return len(self._encode(self._render(messages, thinking), add_special_tokens=False))
+        messages, begun = _begun(messages)
+        text = self._render(messages, thinking) + (begun["content"] if begun else "")
+        return len(self._encode(text, add_special_tokens=False))
 
     def _splice(self, text: str, messages: Sequence[Message], thinking: bool | None) -> list[int]:
         """Tokenizes the rendered text, with the remembered ids in the place of the replies that stand in it verbatim.
@@ -166,6 +173,17 @@ class Prompts:
             ids.pop()
         return ids
 
+    def _ids_begun(self, message: Message) -> list[int]:
+        """Ids of a reply that is to go on. They may end inside a character, which its text cannot show yet."""
+        content, given = message["content"], list(message.get("token_ids") or ())
+        special = set(self._tokenizer.all_special_ids)
+        while given and given[-1] in special:
+            given.pop()
+        said = self._tokenizer.decode(given, skip_special_tokens=True) if given else ""
+        if given and said.rstrip("\ufffd") == content.rstrip("\ufffd"):
+            return given
+        return self._ids_of(message) or self._encode(content, add_special_tokens=False)
+
     def _render(self, messages: Sequence[Message], thinking: bool | None) -> str:
         """The conversation as text, up to where the assistant's reply begins."""
         plain = [{"role": m["role"], "content": m["content"]} for m in messages]
@@ -196,7 +214,15 @@ class Prompts:
                 )
         if not str(messages[-1]["content"]).strip() and messages[-1]["role"] == "user":
             raise PromptError("The message is empty.", "Write something first.")
+        if not _begun(messages)[0]:
+            raise PromptError("There is a reply without a message before it.", "Put the user's message before it.")
         return list(messages)
+
+
+def _begun(messages: Sequence[Message]) -> tuple[list[Message], Message | None]:
+    """What is answered, and the reply to it that was begun, if the conversation ends in one."""
+    rest = list(messages)
+    return (rest[:-1], rest[-1]) if rest and rest[-1]["role"] == "assistant" else (rest, None)
 
 
 def _without_oldest_turn(messages: Sequence[Message]) -> list[Message] | None:

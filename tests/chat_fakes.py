@@ -25,16 +25,10 @@ PLAN = hsd.Plan.parse("lookup:2>tiny:3>big")
 class Vocabulary:
     """Every word it has seen is a token."""
 
-    chat_template = "words"
     all_special_ids: tuple[int, ...] = ()
 
     def __init__(self) -> None:
         self.words: list[str] = []
-        self.rendered: list[str] = []
-
-    def apply_chat_template(self, messages: Any, tokenize: bool, add_generation_prompt: bool) -> str:
-        self.rendered.append(" ".join(f"{m['role']}> {m['content']}" for m in messages) + " assistant>")
-        return self.rendered[-1]
 
     def encode(self, text: str, add_special_tokens: bool) -> list[int]:
         return list(self.ids(text.split(" ")))
@@ -94,11 +88,10 @@ class ScriptedEngine:
         yield hsd.Finished(self._reply(text, said, reason, chosen, time.monotonic() - begun))
 
     def _understood(self, messages: Any) -> tuple[list[Any], int]:
-        """Messages, and how many words of the reply are there already; ids are a prompt with a reply that goes on."""
-        if not isinstance(messages[0], int):
+        """What is answered, and how many words of the reply are there already."""
+        if messages[-1]["role"] != "assistant":
             return list(messages), 0
-        prompt, _, reply = self.tokenizer.decode(messages).rpartition(" assistant> ")
-        return [{"role": "user", "content": prompt.rpartition("user> ")[2]}], len(reply.split(" "))
+        return list(messages[:-1]), len(self.tokenizer.decode(messages[-1]["token_ids"]).split(" "))
 
     def _reply(self, text: str, said: int, reason: Any, plan: hsd.Plan, spent: float) -> hsd.Reply:
         rounds = -(-said // 3)

@@ -24,7 +24,6 @@ def session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Session]:
     session = Session(
         Store(folder / "chat.db"),
         lambda progress: hsd.Engine.load("builtin", device="cpu", data_dir=folder, progress=progress),
-        system=family.system,
         may_drop=family.overflow == "drop",
     )
     with pytest.MonkeyPatch.context() as patch:

@@ -422,10 +422,9 @@ def test_settings_of_another_reply_and_another_prompt_stay_too(session: Session)
 def test_a_reply_goes_on_under_the_system_message_it_was_begun_with(session: Session, engine: ScriptedEngine) -> None:
     conversation = session.send(None, "hello", Settings(system="Be kind.", max_tokens=3))
     idle(session, conversation)
-    engine.tokenizer.rendered.clear()
     session.resume(reply(session, conversation).id, Settings(system="Be rude."))
     idle(session, conversation)
-    assert "Be kind." in engine.tokenizer.rendered[0] and "Be rude." not in engine.tokenizer.rendered[0]
+    assert [m["content"] for m in engine.prompts[-1] if m["role"] == "system"] == ["Be kind."]
 
 
 def test_a_turn_without_an_answer_is_not_sent_again(session: Session) -> None:

@@ -89,6 +89,34 @@ def test_the_next_prompt_holds_the_ids_that_were_generated():
     assert Prompts(Merging(), 300).build(both)[len(head)] == ord("h")
 
 
+def test_a_reply_at_the_end_goes_on_behind_its_last_token():
+    prompts = Prompts(TOKENIZER, 300, system="s")
+    first = [{"role": "user", "content": "x"}]
+    head = prompts.build(first)
+
+    def begun(text: str, ids: tuple[int, ...] = ()) -> list[int]:
+        whole = [*first, {"role": "assistant", "content": text, "token_ids": ids}]
+        assert prompts.fit(whole, context=300, max_tokens=9, drop=True) == (prompts.build(whole), 0)
+        return prompts.build(whole)
+
+    assert begun("hi") == [*head, *b"hi"]
+    # The end token goes; ids that are another text go too; half a character stays, though no text can show it.
+    assert begun("hi", (*b"hi", tiny.END)) == [*head, *b"hi"] == begun("hi", (1, 2))
+    assert begun("h", (104, 0xC3)) == [*head, 104, 0xC3]
+    assert begun("") == head
+    # What a reply was generated as is known without being told.
+    prompts.note("é!", (*"é!".encode(), tiny.END))
+    assert begun("é!") == [*head, *"é!".encode()]
+
+
+def test_a_reply_that_goes_on_keeps_its_question_where_old_turns_are_left_out():
+    old = [{"role": role, "content": "w" * 50} for _ in range(4) for role in ("user", "assistant")]
+    new = [{"role": "user", "content": "why?"}, {"role": "assistant", "content": "because"}]
+    ids, dropped = Prompts(TOKENIZER, 300).fit([*old, *new], context=200, max_tokens=20, drop=True)
+    text = TOKENIZER.decode(ids)
+    assert dropped and text.endswith("<u>why?<e><a>because") and len(ids) <= 100
+
+
 def test_ids_that_do_not_belong_to_the_text_are_not_used():
     message = {"role": "assistant", "content": "hi", "token_ids": [1, 2, 3]}
     ids = Prompts(TOKENIZER, 300).build([{"role": "user", "content": "x"}, message, {"role": "user", "content": "y"}])
@@ -104,6 +132,7 @@ def test_ids_that_do_not_belong_to_the_text_are_not_used():
         [{"role": "user", "content": 3}],
         ["x"],
         [{"role": "user", "content": " "}],
+        [{"role": "assistant", "content": "Yes"}],
     ],
 )
 def test_a_malformed_conversation_is_one_sentence(messages):

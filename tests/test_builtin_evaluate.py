@@ -61,6 +61,18 @@ def test_a_reply_is_right_if_its_command_is_nearly_one_of_the_accepted():
     )
 
 
+def test_the_last_number_of_a_reply_is_its_result():
+    asked = [conversation("2 + 3", "2 + 3 = 5."), conversation("7 feet in meters", "7 feet are about 2.1 meters.")]
+    assert judging.sums(["2 + 3 = 5.", "7 feet are 2.1 meters"], asked)["right"] == 1
+    assert judging.sums(["5 + 2 = 3.", "No idea."], asked) == {"questions": 2, "right": 0}
+
+
+def test_sums_are_asked_with_numbers_of_their_own():
+    sums = questions.read_sums()
+    assert len({questions.plain(turns[0].content) for turns in sums}) == 60
+    assert all(questions.result_of(turns[1].content) for turns in sums)
+
+
 def test_a_reply_needs_a_word_of_every_fact():
     facts = (("no", "not"), ("stored", "kept"))
     assert questions.has_facts("No. It is stored.", facts)
@@ -98,8 +110,9 @@ def test_the_command_judges_one_model(tmp_path, capsys):
     assert evaluate.main(options) == 0
     found = json.loads(capsys.readouterr().out.splitlines()[-1])["models"]["tiny"]
     assert found["commands"]["questions"] == 40 and found["facts"]["questions"] == 10
+    assert found["sums"]["questions"] == 12
     assert 0 < found["known"]["similar"] < 1 and 0 < found["endings"]["ended"] <= 1
-    assert len((tmp_path / "said").read_text().splitlines()) == 50
+    assert len((tmp_path / "said").read_text().splitlines()) == 62
 
 
 def test_a_family_that_is_not_there_is_one_sentence(tmp_path, capsys):

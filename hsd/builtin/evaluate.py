@@ -36,6 +36,7 @@ class Asked:
 
     commands: list[questions.CommandQuestion]
     facts: list[questions.FactQuestion]
+    sums: list[Conversation]
     known: list[tuple[Conversation, questions.CommandQuestion]]
     sets: dict[str, list[Conversation]]
 
@@ -47,6 +48,7 @@ class Asked:
         return cls(
             commands=questions.read_commands()[::every],
             facts=questions.read_facts()[::every],
+            sums=questions.read_sums()[::every],
             known=[(t, questions.CommandQuestion(t[0].content, (c,))) for t, c in known][:: 2 * every],
             sets={name: found[::every] for name, found in mixture.held_out().items()},
         )
@@ -135,20 +137,23 @@ def _replies(
 ) -> tuple[dict[str, Any], list[tuple[str, Reply]]]:
     """Greedy replies of one model: figures, and the replies beside what was asked."""
     alone = [conversation(text) for text in (*(q.asked for q in asked.commands), *(q.asked for q in asked.facts))]
-    known = [turns[:1] for turns, _ in asked.known]
-    dialogues = asked.sets.get("dialogues", [])[:50]
-    made = speak([*alone, *known, *dialogues])
-    cut = len(asked.commands)
+    known, sums = ([turns[:1] for turns in some] for some in ([t for t, _ in asked.known], asked.sums))
+    made = speak([*alone, *known, *sums, *asked.sets.get("dialogues", [])[:50]])
     texts = [reply.text for reply in made]
+    cut = len(asked.commands)
+    tasks, units = len(alone) + len(known), len(alone) + len(known) + len(sums)
     figures = {
         "commands": judging.commands(texts[:cut], asked.commands),
         "facts": judging.facts(texts[cut : len(alone)], asked.facts),
-        "known": judging.commands(texts[len(alone) : len(alone) + len(known)], [q for _, q in asked.known]),
+        "known": judging.commands(texts[len(alone) : tasks], [q for _, q in asked.known]),
+        "sums": judging.sums(texts[tasks:units], asked.sums),
     }
-    mixed = [*made[:cut:2], *made[cut : len(alone)], *made[len(alone) + len(known) :], *made[1:cut:2]][:PROMPTS]
+    # Dialogues come last: those with too long a prompt have no reply.
+    mixed = [*made[:cut:2], *made[cut : len(alone)], *made[units:], *made[1:cut:2]][:PROMPTS]
     ended = sum(reply.ended for reply in mixed)
     figures["endings"] = {"replies": len(mixed), "ended": ended / len(mixed)}
-    return figures, list(zip([t[0].content for t in alone], made, strict=False))
+    shown = [*zip(alone, made, strict=False), *zip(sums, made[tasks:units], strict=True)]
+    return figures, [(turns[0].content, reply) for turns, reply in shown]
 
 
 def _readable(said: dict[str, list[tuple[str, Reply]]]) -> str:
@@ -164,13 +169,15 @@ def lines(found: dict[str, Any]) -> list[str]:
     out: list[str] = []
     rows = found["models"]
     if any("commands" in row for row in rows.values()):
-        out += ["| model | right command, exact | edit similarity ≥ 0.9 | app: all key facts | known tasks | ended |"]
-        out += ["|---|---|---|---|---|---|"]
+        out += [
+            "| model | right command, exact | edit similarity ≥ 0.9 | app: all key facts | known tasks | sums | ended |"
+        ]
+        out += ["|---|---|---|---|---|---|---|"]
         for name, row in rows.items():
-            c, f, k, e = row["commands"], row["facts"], row["known"], row["endings"]
+            c, f, k, s, e = (row[kind] for kind in ("commands", "facts", "known", "sums", "endings"))
             out.append(
                 f"| {name} | {_part(c, 'exact')} | {_part(c, 'similar')} | {_part(f, 'right')} | {_part(k, 'similar')} "
-                f"| {round(e['ended'] * e['replies'])} of {e['replies']} |"
+                f"| {_part(s, 'right')} | {round(e['ended'] * e['replies'])} of {e['replies']} |"
             )
     if any("perplexity" in row for row in rows.values()):
         sets = next(iter(rows.values()))["perplexity"]

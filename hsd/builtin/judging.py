@@ -44,6 +44,13 @@ def facts(replies: Sequence[str], asked: Sequence[questions.FactQuestion]) -> di
     return {"questions": len(asked), "right": right / len(asked)}
 
 
+def sums(replies: Sequence[str], asked: Sequence[Conversation]) -> dict[str, float]:
+    """Share of replies with the right result."""
+    wanted = [questions.result_of(turns[-1].content) for turns in asked]
+    right = sum(questions.result_of(reply) == result for reply, result in zip(replies, wanted, strict=True))
+    return {"questions": len(asked), "right": right / len(asked)}
+
+
 def perplexity(
     model: LlamaForCausalLM, tok: PreTrainedTokenizerFast, sets: Mapping[str, list[Conversation]]
 ) -> dict[str, float]:

@@ -3,6 +3,7 @@
 `held_out_howto.jsonl`  one question a line: {"asked": text, "commands": [one of these is right]}.
 `held_out_app.jsonl`    {"asked": text, "facts": [[one of these words must be there], …]}: every fact is needed.
 `held_out.jsonl`        {"asked": text, "reply": the expected reply}.
+`held_out_sums.jsonl`   the same; sums and conversions of numbers that training never asked about, drawn with a seed.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from hsd.builtin.lines import rows
 
 SIMILAR = 0.9
 """Edit similarity from which on a command counts as right."""
+_NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
 _FENCE = re.compile(r"```(?:sh|bash)?\n(.*?)(?:\n?```|$)", re.DOTALL)
 
 
@@ -53,11 +55,18 @@ def read_replies() -> list[Conversation]:
     return [conversation(row["asked"], row["reply"]) for _, row in rows(DATA / "held_out.jsonl", {"asked", "reply"})]
 
 
+def read_sums() -> list[Conversation]:
+    """The 60 of `held_out_sums.jsonl`, with the reply that training would have given. Raises HsdError."""
+    return [
+        conversation(row["asked"], row["reply"]) for _, row in rows(DATA / "held_out_sums.jsonl", {"asked", "reply"})
+    ]
+
+
 def never_trained() -> list[str]:
     """Every held-out question, and the prompts of the benchmark (a copy: the benchmark is no part of training)."""
     listed = (DATA / "never_asked.txt").read_text(encoding="utf-8").splitlines()
     asked = [q.asked for q in read_commands()] + [q.asked for q in read_facts()]
-    return [*listed, *asked, *(turns[0].content for turns in read_replies())]
+    return [*listed, *asked, *(turns[0].content for turns in (*read_replies(), *read_sums()))]
 
 
 def plain(text: str) -> str:
@@ -69,6 +78,12 @@ def command_of(reply: str) -> str:
     """The first block of code of a reply, blanks put in order; "" where there is none."""
     block = _FENCE.search(reply)
     return " ".join(block[1].split()) if block else ""
+
+
+def result_of(reply: str) -> str:
+    """The last number of a reply, where sums and conversions have their result; "" where there is none."""
+    found = _NUMBER.findall(reply)
+    return found[-1] if found else ""
 
 
 def similarity(command: str, accepted: tuple[str, ...]) -> float:

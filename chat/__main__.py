@@ -17,7 +17,15 @@ from chat import app
     "--host", default="127.0.0.1", show_default=True, help="Address to listen on; any other demands a password."
 )
 @click.option("--port", default=7860, show_default=True, type=click.IntRange(1, 65535), help="Port to listen on.")
-@click.option("--share", is_flag=True, help="Also a public address for 72 hours, through Gradio's servers.")
+@click.option("--share", is_flag=True, help="Also a public address, through Gradio's servers.")
+@click.option(
+    "--share-hours",
+    default=72.0,
+    show_default=True,
+    type=click.FloatRange(min=0, min_open=True),
+    help="Hours after which a program with --share ends.",
+)
+@click.option("--together", is_flag=True, help="All who have the password see the same conversations.")
 @click.option("--password", default=None, help="Ask visitors for it; made and printed where one is needed.")
 @click.option("--data-dir", default=None, type=click.Path(file_okay=False), help="Folder of chat.db and stats.db.")
 @click.option("--plan", default="auto", show_default=True, help="Plan of new conversations, like lookup:2>tiny:3>big.")

@@ -50,6 +50,18 @@ class Arguments:
     config: str | None = None
     browser: bool = True
     unload_after: float = 60.0
+    together: bool = False
+    share_hours: float = 72.0
+
+    @property
+    def local(self) -> bool:
+        """Only the person at this machine can reach the page."""
+        return is_loopback(self.host) and not self.share
+
+    @property
+    def guests(self) -> bool:
+        """Visitors are told apart."""
+        return not self.local and not self.together
 
 
 def serve(arguments: Arguments) -> int:
@@ -63,8 +75,8 @@ def serve(arguments: Arguments) -> int:
         hsd.Plan.parse(arguments.plan)
     check_port(arguments.host, arguments.port)
     folder = hsd.data_dir(arguments.data_dir)
-    # Visitors of a shared link must not read what the owner wrote.
-    store = Store(folder / ("shared.db" if arguments.share else "chat.db"))
+    # Visitors must not read what the owner wrote.
+    store = Store(folder / ("shared.db" if arguments.share or arguments.guests else "chat.db"))
     session = Session(
         store,
         loader(arguments, folder),
@@ -76,7 +88,10 @@ def serve(arguments: Arguments) -> int:
         family=family.name,
         idle_seconds=60 * arguments.unload_after if arguments.unload_after else None,
     )
-    if is_loopback(arguments.host) and not arguments.share:
+    session.guests = arguments.guests
+    ends = time.time() + 3600 * arguments.share_hours if arguments.share else None
+    session.until = time.strftime("on %A, %H:%M", time.localtime(ends)) if ends else ""
+    if arguments.local:
         # What is added is loaded from this machine and written to it: nothing for guests.
         session.own_families = OwnFamilies(folder, arguments.config)
         session.opener = lambda choice: loader(
@@ -86,14 +101,16 @@ def serve(arguments: Arguments) -> int:
     stopped = _stop_on_signals()
     password = arguments.password or needed_password(arguments)
     page, address, shared = launch(session, arguments, password)
-    _announce(arguments, address, shared, password, folder)
+    _announce(arguments, address, shared, password, folder, session.until)
     deadline = time.monotonic() + FIRST_LOOK_SECONDS
     while not stopped.wait(0.05):
         if session.visited.is_set() or time.monotonic() > deadline:
             session.start()
             break
-    while not stopped.wait(3600):
-        pass
+    while not stopped.wait(min(3600.0, max(0.0, ends - time.time())) if ends else 3600.0):
+        if ends and time.time() >= ends:
+            print(f"The shared link has ended, after {arguments.share_hours:g} hours.", flush=True)
+            break
     print("\nStopping…", flush=True)
     session.close()
     page.close(verbose=False)
@@ -139,7 +156,7 @@ def check_port(host: str, port: int) -> None:
 
 def needed_password(arguments: Arguments) -> str | None:
     """A password where one is needed and none was given."""
-    if arguments.share or not is_loopback(arguments.host):
+    if not arguments.local:
         return secrets.token_urlsafe(9)
     return None
 
@@ -158,7 +175,6 @@ def launch(session: Session, arguments: Arguments, password: str | None) -> tupl
     from chat.ui import page as ui
 
     page = ui.build(session)
-    local_only = is_loopback(arguments.host) and not arguments.share
     try:
         _, address, shared = page.queue(default_concurrency_limit=None).launch(
             server_name=arguments.host,
@@ -179,20 +195,30 @@ def launch(session: Session, arguments: Arguments, password: str | None) -> tupl
             theme=ui.theme(),
             css=ui.CSS,
             head=ui.HEAD,
-            app_kwargs={"middleware": [Middleware(Guard, local_only=local_only)], "docs_url": None, "redoc_url": None},
+            app_kwargs={
+                "middleware": [Middleware(Guard, local_only=arguments.local, guests=arguments.guests)],
+                "docs_url": None,
+                "redoc_url": None,
+            },
         )
     except OSError as error:
         raise hsd.HsdError(f"Port {arguments.port} on {arguments.host} cannot be used.", str(error)) from error
     return page, address, shared
 
 
-def _announce(arguments: Arguments, address: str, shared: str | None, password: str | None, folder: Path) -> None:
+def _announce(
+    arguments: Arguments, address: str, shared: str | None, password: str | None, folder: Path, until: str
+) -> None:
     print(f"The chat is at {address.rstrip('/')}  (Ctrl-C ends it; data in {folder})", flush=True)
     if arguments.share:
-        print(f"Shared at {shared}" if shared else "No public address: sharing needs the network.", flush=True)
+        print(
+            f"Shared at {shared}; it ends {until}" if shared else "No public address: sharing needs the network.",
+            flush=True,
+        )
     if password:
         print(f"Password: {password}  (any user name)", flush=True)
-        print("Everyone who has it sees the same conversations.", flush=True)
+        own = "Every browser sees its own conversations." if arguments.guests else "All see the same conversations."
+        print(own, flush=True)
     if arguments.browser and is_loopback(arguments.host) and _has_browser():
         threading.Thread(target=webbrowser.open, args=(address,), daemon=True).start()
 

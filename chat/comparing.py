@@ -53,6 +53,7 @@ class Comparing(Library):
             raise hsd.HsdError("This reply is not there any more.", "Reload the page.")
         path = self._of(message_id).path_to(message_id)[:-1]
         request = request_for(message, path, *self.levels())
+        request.visitor = self._of(message_id).visitor_of(message_id) or ""
         if self.worker.request(request.conversation_id) is None:
             self.worker.submit(request)
         self._touch(request.conversation_id)

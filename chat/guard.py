@@ -1,9 +1,14 @@
-"""What stands before every request: which hosts are served, and what a page of ours may load."""
+"""What stands before every request: which hosts are served, what a page of ours may load, which visitor asks."""
 
 from __future__ import annotations
 
+import hashlib
 import ipaddress
+import secrets
 from typing import Any
+
+COOKIE = "hsd-visitor"
+YEAR_SECONDS = 365 * 24 * 3600
 
 # Gradio's templates need inline script and eval; nothing may come from, or go to, anywhere else.
 POLICY = (
@@ -23,16 +28,26 @@ def is_loopback(host: str) -> bool:
         return False
 
 
+def visitor(request: Any) -> str:
+    """Who asks, as it is stored: what a browser was given, hashed, so that reading the database makes nobody a visitor.
+
+    A browser that keeps no cookies is a new visitor with every page.
+    """
+    given = (getattr(request, "cookies", None) or {}).get(COOKIE) or f"page {request.session_hash}"
+    return hashlib.sha256(str(given).encode()).hexdigest()[:24]
+
+
 class Guard:
     """ASGI middleware.
 
     Args:
         local_only: refuse requests that were addressed to another name: a web page elsewhere can point a name of its
             own at 127.0.0.1 and would otherwise read what is served here.
+        guests: give every browser a cookie that tells it from others, see `visitor`.
     """
 
-    def __init__(self, app: Any, local_only: bool) -> None:
-        self.app, self.local_only = app, local_only
+    def __init__(self, app: Any, local_only: bool, guests: bool = False) -> None:
+        self.app, self.local_only, self.guests = app, local_only, guests
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] not in ("http", "websocket"):
@@ -42,9 +57,13 @@ class Guard:
             await _refuse(scope, send)
             return
 
+        new = self.guests and scope.get("path") == "/" and COOKIE not in _header(scope, b"cookie")
+        cookie = f"{COOKIE}={secrets.token_urlsafe(18)}; Path=/; Max-Age={YEAR_SECONDS}; HttpOnly; SameSite=Lax"
+        headers = (*_HEADERS, (b"set-cookie", cookie.encode())) if new else _HEADERS
+
         async def send_with_headers(message: Any) -> None:
             if message["type"] == "http.response.start":
-                message["headers"] = [*message.get("headers", ()), *_HEADERS]
+                message["headers"] = [*message.get("headers", ()), *headers]
             await send(message)
 
         await self.app(scope, receive, send_with_headers)
@@ -57,8 +76,12 @@ _HEADERS = (
 )
 
 
+def _header(scope: Any, wanted: bytes) -> str:
+    return next((value.decode("latin-1") for name, value in scope["headers"] if name == wanted), "")
+
+
 def _host(scope: Any) -> str:
-    host = next((value.decode("latin-1") for name, value in scope["headers"] if name == b"host"), "")
+    host = _header(scope, b"host")
     if host.startswith("["):
         return host.partition("]")[0] + "]"
     return host.partition(":")[0]

@@ -49,9 +49,13 @@ class Library:
         """Where a conversation or message is: on the disk, or only in memory."""
         return self._passing if identifier.startswith(TEMPORARY) else self.store
 
-    def conversations(self, search: str = "") -> list[Conversation]:
-        """Newest first."""
-        return self.store.conversations(search)
+    def conversations(self, search: str = "", visitor: str = "", limit: int = 500) -> list[Conversation]:
+        """A visitor's, newest first; "" is the person whose machine this is."""
+        return self.store.conversations(search, limit, visitor)
+
+    def belongs(self, identifier: str, visitor: str) -> bool:
+        """Whether a conversation or message is not somebody else's."""
+        return self._of(identifier).visitor_of(identifier) in (None, visitor)
 
     def conversation(self, conversation_id: str | None) -> Conversation | None:
         """The conversation, or None where it is unknown or deleted."""
@@ -72,9 +76,9 @@ class Library:
             message = self.message(message.parent_id)
         return message.stats if message else None
 
-    def latest(self) -> str | None:
-        """The conversation that was last used, or None."""
-        return self.store.latest()
+    def latest(self, visitor: str = "") -> str | None:
+        """The conversation that a visitor last used, or None."""
+        return self.store.latest(visitor)
 
     def rename(self, conversation_id: str, title: str) -> None:
         """Give it another title. Raises HsdError for an empty one."""
@@ -107,20 +111,20 @@ class Library:
             self.store.pin(conversation_id, not conversation.pinned)
             self._touch("list")
 
-    def exported(self, conversation_id: str, kind: str) -> tuple[str, str]:
+    def exported(self, conversation_id: str | None, kind: str) -> tuple[str, str]:
         """(name of a file, its text) of a conversation, "markdown" or "json". Raises HsdError where there is none."""
         conversation = self.conversation(conversation_id)
         if conversation is None:
             raise hsd.HsdError("There is no conversation to export.", "Open one first.")
         name = "-".join(re.findall(r"\w+", conversation.title))[:60] or "conversation"
         if kind == "json":
-            return f"{name}.json", transfer.to_json(conversation, self._of(conversation_id).messages(conversation.id))
-        return f"{name}.md", transfer.to_markdown(conversation, self._of(conversation_id).path_to(conversation.leaf_id))
+            return f"{name}.json", transfer.to_json(conversation, self._of(conversation.id).messages(conversation.id))
+        return f"{name}.md", transfer.to_markdown(conversation, self._of(conversation.id).path_to(conversation.leaf_id))
 
-    def imported(self, text: str) -> str:
+    def imported(self, text: str, visitor: str = "") -> str:
         """Store a conversation out of an exported file's text; its id. Raises HsdError for anything else."""
         new = transfer.from_json(text)
-        conversation_id = self.store.add_conversation(new.title, new.settings, new.messages, new.leaf_id)
+        conversation_id = self.store.add_conversation(new.title, new.settings, new.messages, new.leaf_id, visitor)
         self._touch("list")
         return conversation_id
 

@@ -71,8 +71,11 @@ _V1 = (
 _RACES = ("ALTER TABLE messages ADD COLUMN race TEXT",)
 _PRESETS = ("CREATE TABLE presets (name TEXT PRIMARY KEY, settings TEXT NOT NULL)",)
 
+# Empty for the person whose machine it is.
+_VISITORS = ("ALTER TABLE conversations ADD COLUMN visitor TEXT NOT NULL DEFAULT ''",)
+
 # Append only: a database on somebody's disk has already run the ones above.
-MIGRATIONS: tuple[tuple[str, ...], ...] = (_V1, search.TABLES, _RACES, _PRESETS)
+MIGRATIONS: tuple[tuple[str, ...], ...] = (_V1, search.TABLES, _RACES, _PRESETS, _VISITORS)
 
 
 @dataclass(frozen=True, slots=True)

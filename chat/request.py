@@ -61,7 +61,8 @@ Load = Callable[[Callable[[hsd.LoadProgress], None]], EngineLike]
 class Request:
     """A reply somebody waits for, and what is there of it so far.
 
-    `begun` is the text of a reply that goes on where it ended, `before` its number of tokens.
+    `begun` is the text of a reply that goes on where it ended, `before` its number of tokens. `visitor`: who asked, for
+    a queue that is fair.
     """
 
     message_id: str
@@ -78,6 +79,7 @@ class Request:
     dropped_turns: int = 0
     begun: str = ""
     before: int = 0
+    visitor: str = ""
 
     def prompt(self, engine: EngineLike) -> Sequence[Mapping[str, Any]]:
         """What the engine is to read."""

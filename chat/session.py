@@ -75,6 +75,8 @@ class Session(Choosing):
         self.family = family
         self.title, self.models, self.default_plan, self.examples = title, models, plan, examples
         self._may_drop = may_drop
+        self.guests, self.until = False, ""
+        """Whether visitors are told apart; when a shared link ends, in words."""
         self.visited = threading.Event()
         """Set when the first page has been opened."""
         self._sending = threading.Lock()
@@ -210,11 +212,20 @@ class Session(Choosing):
 
     # Replies
 
-    def send(self, conversation_id: str | None, text: str, settings: Settings, *, temporary: bool = False) -> str:
+    def send(
+        self,
+        conversation_id: str | None,
+        text: str,
+        settings: Settings,
+        *,
+        temporary: bool = False,
+        visitor: str = "",
+    ) -> str:
         """Store a message and queue its reply; the conversation, made if it is None.
 
         Args:
             temporary: a conversation that is made is kept in memory alone.
+            visitor: whose a conversation that is made is.
 
         Raises:
             HsdError: an empty message, an impossible setting, or the last reply is still running. Nothing is stored.
@@ -227,7 +238,7 @@ class Session(Choosing):
             store = self._of(known.id) if known else self._passing if temporary else self.store
             with store.together():
                 title = "Temporary chat" if temporary else make_title(text)
-                conversation_id = known.id if known else store.create(title)
+                conversation_id = known.id if known else store.create(title, visitor)
                 self._check_free(conversation_id)
                 parent = self._parent_for_next(conversation_id)
                 store.keep_settings(conversation_id, dataclasses.asdict(settings))
@@ -262,7 +273,11 @@ class Session(Choosing):
             self._submit(message.conversation_id, reply_id, params, settings)
 
     def resume(self, message_id: str, settings: Settings) -> None:
-        """Let a reply that was cut off go on where it ended. Raises HsdError where there is nothing to go on from."""
+        """Let a reply that was cut off go on where it ended; where more was said after it, as another one beside it.
+
+        Raises:
+            HsdError: there is nothing to go on from.
+        """
         with self._sending:
             message = self._expect(message_id, "assistant")
             self._check_free(message.conversation_id)
@@ -271,12 +286,10 @@ class Session(Choosing):
                 begun = Settings.from_dict(message.params)
                 settings = dataclasses.replace(settings, system=begun.system, thinking=begun.thinking)
             params = self._params(settings)
-            conversation = self.conversation(message.conversation_id)
-            last = conversation is not None and conversation.leaf_id == message_id
-            if not last or not message.text or message.state == "running":
+            if not self.conversation(message.conversation_id) or not message.text or message.state == "running":
                 raise hsd.HsdError("There is nothing to go on from.", "Try again instead.")
-            self._of(message_id).resume(message_id)
-            self._submit(message.conversation_id, message_id, params, settings, begun=message)
+            reply_id = tree.going_on(self._of(message_id), message, dataclasses.asdict(settings))
+            self._submit(message.conversation_id, reply_id, params, settings, begun=message)
 
     def _expect(self, message_id: str, role: Role) -> Message:
         message = self.message(message_id)
@@ -327,6 +340,7 @@ class Session(Choosing):
             params,
             settings.plan,
             dropped_turns=dropped,
+            visitor=self._of(conversation_id).visitor_of(conversation_id) or "",
         )
         if begun:
             request.text = request.begun = begun.text

@@ -137,12 +137,12 @@ class Store:
 
     # Conversations
 
-    def conversations(self, search: str = "", limit: int = 500) -> list[Conversation]:
-        """Pinned ones first, then the newest; with `search`, those whose title and messages hold all the words."""
+    def conversations(self, search: str = "", limit: int = 500, visitor: str = "") -> list[Conversation]:
+        """A visitor's, pinned ones first, then the newest; with `search`, those that hold all the words."""
         where, values = condition(search)
-        sql = f"SELECT {', '.join(CONVERSATION_COLUMNS)} FROM conversations c WHERE deleted IS NULL AND {where}"
-        with self._errors():
-            rows = self.db.execute(f"{sql} ORDER BY pinned DESC, updated DESC LIMIT ?", [*values, limit]).fetchall()
+        columns = ", ".join(CONVERSATION_COLUMNS)
+        sql = f"SELECT {columns} FROM conversations c WHERE deleted IS NULL AND visitor = ? AND {where}"
+        rows = self.rows(f"{sql} ORDER BY pinned DESC, updated DESC LIMIT ?", visitor, *values, limit)
         return [Conversation.from_row(row) for row in rows]
 
     def conversation(self, conversation_id: str) -> Conversation | None:
@@ -154,17 +154,24 @@ class Store:
             ).fetchone()
         return Conversation.from_row(row) if row else None
 
-    def latest(self) -> str | None:
-        """Id of the conversation that was last used, or None."""
-        rows = self.rows("SELECT id FROM conversations WHERE deleted IS NULL ORDER BY updated DESC LIMIT 1")
+    def latest(self, visitor: str = "") -> str | None:
+        """Id of the conversation that a visitor last used, or None."""
+        sql = "SELECT id FROM conversations WHERE deleted IS NULL AND visitor = ? ORDER BY updated DESC LIMIT 1"
+        rows = self.rows(sql, visitor)
         return rows[0][0] if rows else None
 
-    def create(self, title: str) -> str:
+    def visitor_of(self, identifier: str) -> str | None:
+        """Whose a conversation or message is, deleted ones too; None where there is none of this id."""
+        sql = "SELECT visitor FROM conversations WHERE id IN (?, (SELECT conversation_id FROM messages WHERE id = ?))"
+        rows = self.rows(sql, identifier, identifier)
+        return rows[0][0] if rows else None
+
+    def create(self, title: str, visitor: str = "") -> str:
         """A new, empty conversation; its id."""
         conversation_id, now = new_id(self._prefix), time.time()
         with self._write() as db:
             db["conversations"].insert(
-                {"id": conversation_id, "title": storable(title), "created": now, "updated": now}
+                {"id": conversation_id, "title": storable(title), "created": now, "updated": now, "visitor": visitor}
             )
         return conversation_id
 
@@ -261,11 +268,11 @@ class Store:
         return sorted((Message.from_row(row) for row in reversed(rows)), key=lambda message: message.created)
 
     def add_conversation(
-        self, title: str, settings: Mapping[str, Any], messages: Sequence[Message], leaf_id: str
+        self, title: str, settings: Mapping[str, Any], messages: Sequence[Message], leaf_id: str, visitor: str = ""
     ) -> str:
         """Store a whole conversation in one transaction; its id."""
         with self._write() as db:
-            conversation_id = self.create(title)
+            conversation_id = self.create(title, visitor)
             self.keep_settings(conversation_id, settings)
             for m in messages:
                 self._insert(conversation_id, m.id, m.parent_id, role=m.role, text=m.text, state=m.state)

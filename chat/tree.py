@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from chat.records import Message
 from chat.store import Store
@@ -35,6 +36,23 @@ def neighbour(store: Store, message: Message, step: int) -> str | None:
     ids = siblings(store, message.conversation_id).get((message.parent_id, message.role), [])
     place = ids.index(message.id) + step if message.id in ids else -1
     return ids[place] if 0 <= place < len(ids) else None
+
+
+def going_on(store: Store, reply: Message, params: Mapping[str, Any]) -> str:
+    """Makes a reply ready to go on; the id of the one that does.
+
+    That is itself where it ends what is shown. Where it was answered, the answer was to what it was then: another one
+    beside it begins as it does.
+    """
+    conversation = store.conversation(reply.conversation_id)
+    if conversation and conversation.leaf_id == reply.id:
+        store.resume(reply.id)
+        return reply.id
+    with store.together():
+        reply_id = store.add_reply(reply.conversation_id, str(reply.parent_id), params)
+        ids, provenance = list(reply.token_ids), list(reply.provenance)
+        store.update(reply_id, text=reply.text, token_ids=ids, provenance=provenance)
+    return reply_id
 
 
 def hidden_below(store: Store, conversation_id: str, leaf_id: str | None) -> str | None:

@@ -9,7 +9,6 @@ import gc
 import logging
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
@@ -18,6 +17,7 @@ from chat import plans
 from chat.race import RaceRequest
 from chat.request import EngineLike, EngineState, EngineView, Load, Request, outcome
 from chat.saving import Saving
+from chat.turns import Turns
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ class Worker:
         self._used = 0.0
         self.saving = Saving(save, lambda: changed("engine"))
         self._wake = threading.Condition()
-        self._pending: deque[Request] = deque()
+        self._pending = Turns()
         self._active: Request | None = None
         self._closing = False
         self._wish: Wish | None = None
@@ -69,9 +69,9 @@ class Worker:
         self._thread.start()
 
     def submit(self, request: Request) -> None:
-        """Queue a request; first come, first served."""
+        """Queue a request; see `Turns` for when it is served."""
         with self._wake:
-            self._pending.append(request)
+            self._pending.add(request)
             self._wake.notify_all()
         self._changed("engine")
 
@@ -134,6 +134,11 @@ class Worker:
             )
 
     @property
+    def writing(self) -> bool:
+        """Whether a reply is being written."""
+        return self._active is not None
+
+    @property
     def busy(self) -> bool:
         """Whether a reply is being written or waited for."""
         return self._active is not None or bool(self._pending)
@@ -164,7 +169,7 @@ class Worker:
             with self._wake:
                 # Whoever chose another engine and then sent a message means the new one to answer it.
                 answers = self._pending and not self._closing and self._wish != "replace"
-                self._active = self._pending.popleft() if answers else None
+                self._active = self._pending.take() if answers else None
                 wish, self._wish = (self._wish, None) if self._active is None else (None, self._wish)
             if self._active:
                 self._run(self._active)
@@ -224,6 +229,7 @@ class Worker:
             except Exception:
                 # Learning only makes later replies faster; a failure in it must not end the chat.
                 log.exception("learning from finished replies failed")
+            self._note_info()
             self._look_up()
         left = self._idle_left()
         if left is not None and left <= 0 and not (self._pending or self._wish or self._closing):
@@ -318,8 +324,7 @@ class Worker:
 
     def _interrupt_waiting(self) -> None:
         with self._wake:
-            left = list(self._pending)
-            self._pending.clear()
+            left = self._pending.clear()
         for request in left:
             self._end(request, {**request.partial(), "state": "interrupted"})
 

@@ -131,7 +131,7 @@ class Engine:
     @property
     def info(self) -> FamilyInfo:
         """What is loaded, for people."""
-        return self._loaded.info(() if self.stats.warning is None else (self.stats.warning,))
+        return self._loaded.info([note for note in (self.stats.warning, self.upgrades.notice) if note])
 
     @property
     def tokenizer(self) -> Any:

@@ -3,17 +3,21 @@
 latency  from the engine's event to the text in the browser, 200 messages of history, 200 tokens per second
 open     first paint, and the opening of a conversation of 2,000 messages
 cost     processor time that the page takes in the engine's process
-speed    what the page costs the engine: alone, in the chat's thread, and in a process of its own; with a client that
-         reads the page's events, and with a browser. DATA=folder keeps compiled steps between runs.
+speed    what the page costs the engine, in the chat's thread and in a process of its own: one reply in turn with nobody
+         looking, the next with a client that reads the page's events, or with a browser. PAIRS=replies of each kind;
+         DATA=folder keeps compiled steps between runs.
 
 Browser, server and engine share the machine's cores: with two of them each takes from the other.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import http.client
 import json
 import os
 import signal
+import socket
 import sqlite3
 import statistics
 import subprocess
@@ -21,9 +25,10 @@ import sys
 import tempfile
 import threading
 import time
+import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -35,10 +40,15 @@ sys.path[:0] = [str(HERE), str(HERE.parent)]
 import hsd  # noqa: E402 (the path is set above)
 from chat.request import Load  # noqa: E402 (the path is set above)
 
-PLAN = "tiny:3>large"
-REPLIES = 5
-# Hot, so that replies are long; the same seed and plan are the same tokens in every way of running.
-SETTINGS: dict[str, Any] = {"temperature": 2.0, "max_tokens": 200, "seed": 1, "plan": PLAN}
+LONG = "Tell me everything."
+QUESTIONS = (
+    "How do I extract a tar.gz archive?",
+    "How do I find files larger than 100 MB?",
+    "What can you do?",
+    "What does the speed-up under a reply mean?",
+    LONG,
+)
+SETTINGS: dict[str, Any] = {"temperature": 0.7, "max_tokens": 300, "seed": 1, "plan": "tiny:4>large"}
 
 
 def fill(
@@ -88,20 +98,44 @@ def paced() -> Load:
     return lambda progress: engine
 
 
+class Timed:
+    """An engine whose replies are timed where the chat takes them; one to `LONG` does not end by itself."""
+
+    def __init__(self, engine: Any, end_ids: Sequence[int], file: Path) -> None:
+        self.engine, self._end_ids, self._file = engine, tuple(end_ids), file
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.engine, name)
+
+    def stream(self, messages: Any, params: Any, **options: Any) -> Iterator[hsd.Event]:
+        long = messages[-1]["content"] == LONG
+        params = dataclasses.replace(params, banned_ids=self._end_ids) if long else params
+        first, tokens, at = 0.0, 0, 0.0
+        for event in self.engine.stream(messages, params, **options):
+            if isinstance(event, hsd.Tokens):
+                at, first = time.perf_counter(), first or time.perf_counter()
+                tokens += len(event.ids) if at > first else 0
+            yield event
+        with self._file.open("a") as file:
+            print(tokens, at - first, file=file)
+
+
 def serve(kind: str, port: int, folder: Path) -> None:
-    """The chat over an engine: "paced", "thread" or "process"."""
+    """The chat over an engine: "paced", "thread", "short" (a thread that gets Python's lock sooner) or "process"."""
     from chat import app
     from chat.session import Session
     from chat.store import Store
 
-    load: Load = paced()
+    def load(progress: Any) -> Any:
+        if kind == "paced":
+            return paced()(progress)
+        far = kind == "process"
+        engine: Any = Far(folder) if far else hsd.Engine.load("builtin", data_dir=folder, progress=progress)
+        ends = engine.all_special_ids if far else engine.tokenizer.all_special_ids
+        return Timed(engine, ends, folder / "times")
+
     if kind == "short":
-        # Python's lock goes round ten times as often: the engine gets it back sooner from the page.
         sys.setswitchinterval(0.0005)
-    if kind in ("thread", "short"):
-        load = lambda progress: hsd.Engine.load("builtin", data_dir=folder, progress=progress)  # noqa: E731 (one of several)
-    elif kind == "process":
-        load = lambda progress: Far(folder)  # noqa: E731 (one of several)
     session = Session(Store(folder / "chat.db"), load, title="Bench", models=("tiny", "small", "medium", "large"))
     app.launch(session, app.Arguments(port=port), None)
     session.start()
@@ -121,10 +155,10 @@ class Far:
         self._pipe, end = context.Pipe()
         self._child = context.Process(target=engine_process, args=(end, str(folder)), daemon=True)
         self._child.start()
-        self.info: Any = self._pipe.recv()
+        self.info: Any
+        self.all_special_ids: Sequence[int]
+        self.info, self.all_special_ids = self._pipe.recv()
         self.tokenizer = self
-
-    all_special_ids: tuple[int, ...] = ()
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         return "x" * len(ids)
@@ -147,7 +181,7 @@ class Far:
 def engine_process(pipe: Any, folder: str) -> None:
     """The other end of `Far`."""
     engine = hsd.Engine.load("builtin", data_dir=folder)
-    pipe.send(engine.info)
+    pipe.send((engine.info, engine.tokenizer.all_special_ids))
     while True:
         try:
             messages, params, plan = pipe.recv()
@@ -195,11 +229,15 @@ class Reader:
                 self.functions["follow"] = function
             elif inputs == ["current"] and len(function["outputs"]) > 5:
                 self.functions["enter"] = function
-            elif inputs[:1] == ["message"] and outputs == {"message"}:
+            elif inputs[:2] == ["message", "held"] and {"message", "held"} <= outputs:
                 self.functions.setdefault("send", function)
+        host = urllib.parse.urlsplit(address)
+        self._connection = http.client.HTTPConnection(str(host.hostname), host.port)
         for name in ("enter", *events):
             self.join(name, [conversation])
-        threading.Thread(target=self._read, daemon=True).start()
+        self._connection.request("GET", f"/gradio_api/queue/data?session_hash={self.session}")
+        self._thread = threading.Thread(target=self._read, daemon=True)
+        self._thread.start()
 
     def join(self, name: str, data: list[Any]) -> None:
         body = {"data": data, "fn_index": self.functions[name]["id"], "session_hash": self.session}
@@ -210,36 +248,17 @@ class Reader:
 
     def _read(self) -> None:
         try:
-            with urllib.request.urlopen(f"{self.address}gradio_api/queue/data?session_hash={self.session}") as events:
-                for line in events:
-                    self.bytes += len(line)
-        except OSError:
-            pass  # the server has been stopped
+            for line in self._connection.getresponse():
+                self.bytes += len(line)
+        except (OSError, http.client.HTTPException, ValueError):
+            pass  # closed, or the server has been stopped
 
-
-def ask_without_browser(address: str, conversation: str, folder: Path) -> None:
-    """Send the replies' prompts through the page's own events, one after the other."""
-    from chat.settings import Settings
-    from chat.ui.settings import NAMES, show
-
-    reader, values = Reader(address, conversation), show(Settings(**SETTINGS))
-    assert len(values) == len(NAMES)
-    for number in range(REPLIES):
-        reader.join("send", ["Tell me everything.", *values])
-        wait_for(folder, number + 1)
-    assert reader.bytes > 10_000, "the page's events were not read"
-
-
-def ask_in_browser(address: str, conversation: str, folder: Path) -> None:
-    """The same in chromium."""
-    from chat_browser import chromium, send, tab
-
-    with chromium() as browser, tab(browser, f"{address}#c={conversation}") as page:
-        page.wait_for_timeout(2000)
-        for number in range(REPLIES):
-            send(page, "Tell me everything.")
-            wait_for(folder, number + 1)
-            page.wait_for_timeout(300)
+    def close(self) -> None:
+        """Leave, as a tab does that is closed."""
+        if self._connection.sock:
+            self._connection.sock.shutdown(socket.SHUT_RDWR)
+        self._thread.join(2)
+        self._connection.close()
 
 
 def wait_for(folder: Path, replies: int) -> None:
@@ -249,57 +268,74 @@ def wait_for(folder: Path, replies: int) -> None:
         time.sleep(0.1)
 
 
-def finished(folder: Path) -> list[dict[str, Any]]:
-    """Statistics of the stored replies."""
-    with sqlite3.connect(folder / "chat.db") as db:
-        rows = db.execute("SELECT stats FROM messages WHERE stats IS NOT NULL ORDER BY created").fetchall()
-    db.close()
-    return [json.loads(row[0]) for row in rows]
+def finished(folder: Path) -> list[str]:
+    """Ids of the replies that are over."""
+    with closing(sqlite3.connect(folder / "chat.db")) as db:
+        return [row[0] for row in db.execute("SELECT id FROM messages WHERE role = 'assistant' AND state != 'running'")]
 
 
 # Figures
 
 
-def alone(folder: Path) -> list[dict[str, Any]]:
-    """The same replies by the engine alone, in this process."""
+def speed(ways: Sequence[str], pairs: int) -> None:
+    """Tokens per second where the chat takes them: the same replies with and without somebody who looks, in turn."""
+    from chat_browser import chromium, tab
+
+    from chat.store import Store
+
+    for way in ways:
+        kind, watcher = way.split("+")
+        folder = Path(os.environ.get("DATA") or tempfile.mkdtemp())
+        for file in (*folder.glob("chat.db*"), *folder.glob("times")):
+            file.unlink()
+        store = Store(folder / "chat.db")
+        conversations = [store.create(f"conversation {number}") for number in range(2 * pairs + 2)]
+        store.close()
+        with serving(kind, folder) as (address, _), chromium() as browser, tab(browser, f"{address}#c=new") as page:
+            for number, conversation in enumerate(conversations):
+                page.goto("about:blank")
+                if looked_at(number) and watcher == "browser":
+                    page.goto(f"{address}#c={conversation}")
+                    page.wait_for_timeout(1500)
+                _ask(address, conversation, folder, looked_at(number) and watcher == "reader")
+        _print_speed(way, [tuple(map(float, line.split())) for line in (folder / "times").open()])
+
+
+def looked_at(number: int) -> bool:
+    """Now one first and now the other, so that what gets slower or faster with time meets both."""
+    return number % 4 in (1, 2)
+
+
+def _ask(address: str, conversation: str, folder: Path, look: bool) -> None:
+    """All questions, one after the other, through the page's own event."""
     from chat.settings import Settings
+    from chat.ui.settings import show
 
-    found, messages = [], []
-    with hsd.Engine.load("builtin", data_dir=folder) as engine:
-        for _ in range(REPLIES):
-            messages.append({"role": "user", "content": "Tell me everything."})
-            params = Settings(**SETTINGS).params()
-            reply = engine.generate(messages, params, plan=PLAN)
-            messages.append({"role": "assistant", "content": reply.text, "token_ids": list(reply.token_ids)})
-            found.append({"tokens": reply.stats.tokens, "decode_seconds": reply.stats.decode_seconds})
-    return found
+    reader = Reader(address, conversation, ("follow", "stream") if look else ())
+    time.sleep(0.5)
+    for question in QUESTIONS:
+        over = len(finished(folder))
+        reader.join("send", [question, conversation, *show(Settings(**SETTINGS))])
+        wait_for(folder, over + 1)
+        time.sleep(0.2)
+    assert not look or reader.bytes > 5000, "the page's events were not read"
+    reader.close()
 
 
-def speed(ways: Sequence[str], rounds: int) -> None:
-    """Tokens per second of decoding, way by way in turn, so that a slow minute meets all of them."""
-    folder = Path(os.environ.get("DATA") or tempfile.mkdtemp())
-    rates: dict[str, list[float]] = {way: [] for way in ways}
-    for number in range(rounds):
-        for way in ways:
-            for file in folder.glob("chat.db*"):
-                file.unlink()
-            if way == "alone":
-                replies = alone(folder)
-            else:
-                kind, reader = way.split("+")
-                conversation = fill(folder, 0, "speed", SETTINGS)
-                with serving(kind, folder) as (address, _):
-                    ask = ask_in_browser if reader == "browser" else ask_without_browser
-                    ask(address, conversation, folder)
-                    replies = finished(folder)
-            rate = [(r["tokens"] - 1) / r["decode_seconds"] for r in replies if r["tokens"] > 20]
-            rates[way] += rate
-            print(f"round {number + 1}, {way}: {statistics.median(rate):.0f} tok/s, {len(rate)} replies", flush=True)
-    base = statistics.median(rates[ways[0]])
-    for way, found in rates.items():
-        middle = statistics.median(found)
+def _print_speed(way: str, times: Sequence[tuple[float, ...]]) -> None:
+    """Of (tokens, seconds) of every reply; the first two conversations are a warm-up."""
+    size = len(QUESTIONS)
+    talks = [times[at : at + size] for at in range(2 * size, len(times), size)]
+    for name, part in (("short replies", slice(0, -1)), ("a long one", slice(-1, None))):
+        rates = [sum(r[0] for r in talk[part]) / sum(r[1] for r in talk[part]) for talk in talks]
+        seen = [rate for number, rate in enumerate(rates) if looked_at(number + 2)]
+        alone = [rate for number, rate in enumerate(rates) if not looked_at(number + 2)]
+        low, middle, high = statistics.quantiles([one / other for one, other in zip(seen, alone, strict=True)], n=4)
         print(
-            f"{way}: median {middle:.0f} tok/s of {len(found)} replies, {100 * (middle / base - 1):+.1f}% of {ways[0]}"
+            f"{way}, {name}: median {statistics.median(alone):.0f} tok/s with nobody, {statistics.median(seen):.0f} "
+            f"looked at, {100 * (middle - 1):+.1f}% (quartiles {100 * (low - 1):+.1f}%, {100 * (high - 1):+.1f}%), "
+            f"{len(seen)} pairs",
+            flush=True,
         )
 
 
@@ -380,7 +416,7 @@ def _cost(
     time.sleep(3)
     idle = (sum(server.cpu_times()[:2]) - before) / (time.monotonic() - begun)
     replies = len(finished(folder))
-    reader.join("send", ["Tell me the time.", *show(Settings(max_tokens=1200))])
+    reader.join("send", ["Tell me the time.", conversation, *show(Settings(max_tokens=1200))])
     time.sleep(0.5)
     before, begun = sum(server.cpu_times()[:2]), time.monotonic()
     time.sleep(4.5)
@@ -441,8 +477,8 @@ def main(what: str, *rest: str) -> None:
         opening()
     elif what == "speed":
         speed(
-            rest or ("alone", "thread+reader", "process+reader", "thread+browser", "process+browser"),
-            int(os.environ.get("ROUNDS", "2")),
+            rest or ("thread+reader", "process+reader", "thread+browser", "process+browser"),
+            int(os.environ.get("PAIRS", "10")),
         )
     else:
         sys.exit(__doc__)

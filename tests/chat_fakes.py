@@ -179,7 +179,9 @@ That is all there is to it, and the rest is practice, patience and a good memory
 
 
 def main() -> None:
-    """`python tests/chat_fakes.py PORT DATA_DIR [PAUSE]`: the real server over a scripted engine.
+    """`python tests/chat_fakes.py PORT DATA_DIR [PAUSE [PASSWORD]]`: the real server over a scripted engine.
+
+    With a password it is one for guests.
 
     Each line of its input is run as SQL on the connection that stores the conversations: what a disk does to it.
     """
@@ -206,7 +208,10 @@ def main() -> None:
         models=INFO.models,
         examples=("How do I extract a tar.gz archive?", "What can you do?"),
     )
-    app.launch(session, app.Arguments(port=port), None)
+    password = sys.argv[4] if len(sys.argv) > 4 else None
+    arguments = app.Arguments(port=port, host="0.0.0.0" if password else "127.0.0.1")
+    session.guests = arguments.guests
+    app.launch(session, arguments, password)
     session.start()
     print("ready", flush=True)
     for line in sys.stdin:

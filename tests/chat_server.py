@@ -89,15 +89,19 @@ class Server:
 class Scripted(Server):
     """The real server over a scripted engine, see `chat_fakes`; its models say a word every `pause` seconds."""
 
-    def __init__(self, folder: Path, pause: float) -> None:
-        self._pause = pause
+    def __init__(self, folder: Path, pause: float, password: str | None = None) -> None:
+        self._pause, self._password = pause, password
         super().__init__(folder)
 
     def start(self) -> None:
         command = [sys.executable, str(ROOT / "tests" / "chat_fakes.py"), str(self._port), str(self.folder)]
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
         self.process = subprocess.Popen(
-            [*command, str(self._pause)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+            [*command, str(self._pause), *([self._password] if self._password else [])],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment,
         )
         assert self.process.stdout is not None and self.process.stdout.readline() == "ready\n"
 
@@ -109,9 +113,9 @@ class Scripted(Server):
 
 
 @contextmanager
-def scripted(folder: Path, pause: float) -> Iterator[Scripted]:
-    """A server over a scripted engine as long as it is needed."""
-    server = Scripted(folder, pause)
+def scripted(folder: Path, pause: float, password: str | None = None) -> Iterator[Scripted]:
+    """A server over a scripted engine as long as it is needed; with a password, one for guests."""
+    server = Scripted(folder, pause, password)
     try:
         yield server
     finally:

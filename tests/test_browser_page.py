@@ -258,6 +258,43 @@ def test_a_temporary_chat_is_not_listed_and_is_forgotten_when_left(browser: Any,
         assert "narwhals" not in page.inner_text("body")
 
 
+def test_visitors_with_one_password_see_their_own_conversations_alone(browser: Any, tmp_path: Path) -> None:
+    with (
+        scripted(tmp_path, pause=0.04, password="sesame") as server,
+        tab(browser, server.address, "sesame") as ann,
+        tab(browser, server.address, "sesame") as bob,
+    ):
+        ann.wait_for_selector(".dot.ready")
+        shoot(ann, "guest-light")
+        assert "you see your own conversations alone" in ann.inner_text("#head .shared")
+        assert "kept on the machine that runs this chat" in ann.inner_text(".empty")
+        assert ann.locator("#own, #preset-buttons, [data-action=unload], .families").count() == 0
+        send(ann, "an endless secret")
+        ann.wait_for_selector("#running .prose")
+        send(bob, "my turn")
+        bob.wait_for_selector("#running .line:has-text('Waiting, 1 reply before this one')")
+        assert bob.locator(".listing li").count() == 1 and "secret" not in bob.inner_text("body")
+        opened = ann.url
+        bob.press("#message textarea", "Escape")
+        bob.wait_for_selector("#history .ending")
+        # His stop was not hers.
+        assert ann.locator("#running .prose").count() and ann.locator("#history .ending").count() == 0
+        ann.press("#message textarea", "Escape")
+        ann.wait_for_selector("#history .ending")
+        bob.goto("about:blank")
+        bob.goto(opened)
+        bob.wait_for_selector(".listing li:has-text('my turn')")
+        assert "secret" not in bob.inner_text("body")
+        ann.reload()
+        ann.wait_for_selector("#history .you:has-text('an endless secret')")
+        ann.click(".meta summary >> nth=-1")
+        ann.click("[data-action=provenance] >> nth=-1")
+        ann.wait_for_selector(".tokens .token")
+        owners = server.stored("SELECT title, visitor FROM conversations ORDER BY created")
+        assert [title for title, _ in owners] == ["an endless secret", "my turn"]
+        assert len({who for _, who in owners}) == 2
+
+
 VIEWS = {
     "phone": {"viewport": PHONE},
     "light": {},

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,9 +19,9 @@ from test_chat_session import idle
 from chat.session import Session
 from chat.settings import NAMES, Settings
 from chat.store import Store
-from chat.ui import actions, page, settings, views
+from chat.ui import actions, page, settings, views, watch
 from chat.ui.actions import Actions, Click
-from chat.ui.tabs import Tabs
+from chat.ui.tabs import LISTED, Tab, Tabs
 
 REQUEST: Any = SimpleNamespace(session_hash="tab")
 VALUES = ["new", *settings.show(Settings())]
@@ -146,18 +148,59 @@ def test_a_message_that_overtakes_the_opening_of_its_page_reaches_the_right_conv
     idle(session, first)
     assert session.snapshot(first).messages[2].text == "more" and len(session.snapshot(last).messages) == 2
     # A page that the program no longer knows says what it shows; its fields have long been there.
-    do.tabs.drop("tab")
+    do.tabs.drop(REQUEST)
     do.tabs.of("tab", first)
     do.send(REQUEST, "and more", "new", *settings.show(Settings(temperature=0.5)))
     idle(session, first)
     assert session.snapshot(first).messages[4].text == "and more"
     assert session.conversation(first).settings["temperature"] == 0.5
     monkeypatch.setattr(actions, "ENTER_SECONDS", 0.05)
-    do.tabs.drop("tab")
+    do.tabs.drop(REQUEST)
     assert do.send(REQUEST, "lost?", "new", *VALUES[1:])[0] == gr.skip()
     assert "still being opened" in do.tabs.of("tab").problem and len(session.conversations()) == 2
     # Told what the page shows, a tab that waited is one that is known.
     assert do.tabs.of("tab", first).entered and do.tabs.of("tab").open == first
+
+
+def test_older_conversations_come_on_demand(session: Session) -> None:
+    with session.store.together():
+        for number in range(LISTED + 3):
+            session.store.create(f"number {number}")
+    do = Actions(session, Tabs())
+    tab = do.tabs.of("tab")
+    assert watch._listing(session, tab).count("<li") == LISTED and "Show older ones" in watch._listing(session, tab)
+    do.choose(click(action="more"), REQUEST)
+    assert watch._listing(session, tab).count("<li") == LISTED + 3 and "Show older" not in watch._listing(session, tab)
+
+
+def test_what_stands_beside_a_reply_waits_while_it_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watch, "LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(watch, "HASTE_SECONDS", 0.3)
+    now, component, tab, writing = {"reply": 0, "list": 0}, gr.HTML(), Tab(entered=True), [True]
+    parts = [
+        watch.Part(component, lambda _: now["reply"], lambda _: now["reply"]),
+        watch.Part(component, lambda _: now["list"], lambda _: now["list"], beside=True),
+    ]
+
+    async def follow() -> None:
+        values = watch.follow(parts, tab, lambda: writing[0])
+
+        async def after(change: str) -> tuple[list[Any], float]:
+            now[change] += 1
+            begun = time.monotonic()
+            return await anext(values), time.monotonic() - begun
+
+        assert await anext(values) == [0, 0]
+        assert (await after("reply"))[0] == [1, gr.skip()]
+        got, took = await after("list")
+        assert got == [gr.skip(), 1] and took >= 0.25
+        # What the person of this tab does shows at once, and so does everything when the reply is over.
+        tab.search = "x"
+        assert (await after("list"))[1] < 0.25
+        writing[0] = False
+        assert (await after("list"))[1] < 0.25
+
+    asyncio.run(follow())
 
 
 @pytest.mark.parametrize("data", [None, "rename", [], {}])

@@ -188,6 +188,27 @@ def test_a_reply_goes_on_where_it_ended_as_one_message(session: Session, engine:
         session.resume(whole.parent_id, Settings())
 
 
+def test_a_reply_that_was_answered_goes_on_as_a_branch(session: Session, engine: ScriptedEngine) -> None:
+    engine.script = lambda _: LONG
+    conversation = session.send(None, "hello", Settings(max_tokens=9))
+    idle(session, conversation)
+    half = reply(session, conversation)
+    session.send(conversation, "go on", Settings(max_tokens=9))
+    idle(session, conversation)
+    answered = session.snapshot(conversation).messages
+    session.resume(half.id, Settings())
+    idle(session, conversation)
+    shown = session.snapshot(conversation)
+    whole = shown.messages[-1]
+    assert whole.text == LONG and whole.parent_id == half.parent_id and whole.stats["continued_after"] == 9
+    assert shown.places[whole.id] == (2, 2) and session.message(half.id) == half
+    session.switch(whole.id, -1)
+    assert session.snapshot(conversation).messages == answered
+    session.delete(conversation)
+    with pytest.raises(hsd.HsdError, match="nothing to go on from"):
+        session.resume(half.id, Settings())
+
+
 def test_a_reply_whose_continuation_is_refused_keeps_what_it_has(session: Session, engine: ScriptedEngine) -> None:
     conversation = session.send(None, "hello", Settings(max_tokens=3))
     idle(session, conversation)

@@ -179,6 +179,9 @@ def test_what_was_cut_off_is_offered_for_continuation(state: str, text: str, off
     html = history.history([message(text=text, state=state)], KNOWN)
     assert ('data-action="resume"' in html) is offered
     assert 'data-action="resume"' in history.history([message(finish_reason="length")], KNOWN)
+    # Also where more was said after it.
+    answered = history.history([message(text=text, state=state), Message("q", "c", "id", "user", "And?")], KNOWN)
+    assert ('data-action="resume"' in answered) is offered
 
 
 def test_the_list_groups_pinned_ones_and_escapes_titles() -> None:

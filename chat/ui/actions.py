@@ -19,7 +19,7 @@ from chat.settings import NAMES, Settings
 from chat.ui import reply, settings
 from chat.ui.history import SHOWN
 from chat.ui.levels import looks
-from chat.ui.tabs import Tab, Tabs
+from chat.ui.tabs import LISTED, Tab, Tabs
 
 ENTER_SECONDS = 5.0
 """A message may reach the program before it knows what its page shows; it waits this long for that."""
@@ -49,8 +49,15 @@ class Actions:
     def __init__(self, session: Session, tabs: Tabs) -> None:
         self.session, self.tabs = session, tabs
 
+    def _about(self, tab: Tab, event: gr.EventData) -> Click:
+        """The click. Raises HsdError where it is about what is another visitor's."""
+        click = Click.of(event)
+        if click.id and not self.session.belongs(click.id, tab.visitor):
+            raise hsd.HsdError("This is not there any more.", "Reload the page.")
+        return click
+
     def _tab(self, request: gr.Request) -> Tab:
-        tab = self.tabs.of(request.session_hash)
+        tab = self.tabs.at(request)
         tab.problem = ""
         return tab
 
@@ -74,10 +81,11 @@ class Actions:
         tab.given = ""
         self.session.visited.set()
         try:
-            if wanted and wanted != "new" and self.session.conversation(wanted):
+            own = bool(wanted) and wanted != "new" and self.session.belongs(wanted, tab.visitor)
+            if own and self.session.conversation(wanted):
                 tab.open, tab.temporary = wanted, wanted.startswith(TEMPORARY)
             elif wanted != "new":
-                tab.open = self.session.latest()
+                tab.open = self.session.latest(tab.visitor)
             return self._show_settings(tab)
         except hsd.StoreError as error:
             tab.problem = str(error)
@@ -87,7 +95,7 @@ class Actions:
 
     def leave(self, request: gr.Request) -> None:
         """The tab was closed; what it started goes on."""
-        tab = self.tabs.drop(request.session_hash)
+        tab = self.tabs.drop(request)
         if tab and tab.open and tab.temporary:
             # A reload leaves too, and comes back at once.
             timer = threading.Timer(FORGET_SECONDS, self._forget_unseen, [tab.open])
@@ -112,11 +120,14 @@ class Actions:
             held: whose settings the fields hold, see `Tab.given`; a message may be sent before they are there.
         """
         tab = self._tab(request)
+        if not text:
+            # Enter was pressed once more than needed.
+            return [gr.skip(), *self._unchanged()]
         try:
             _await_entered(tab)
             arrived = _arrived(tab, held)
             asked = self._asked(tab, held, values)
-            tab.open = self.session.send(tab.open, text or "", asked, temporary=tab.temporary)
+            tab.open = self.session.send(tab.open, text, asked, temporary=tab.temporary, visitor=tab.visitor)
         except hsd.HsdError as error:
             tab.problem = str(error)
             return [gr.skip(), *self._unchanged()]
@@ -145,7 +156,7 @@ class Actions:
         tab = self._tab(request)
         before = tab.open
         try:
-            self._on_entry(tab, Click.of(event))
+            self._on_entry(tab, self._about(tab, event))
         except hsd.HsdError as error:
             tab.problem = str(error)
         return self._show_settings(tab) if tab.open != before else self._unchanged()
@@ -153,12 +164,18 @@ class Actions:
     def _on_entry(self, tab: Tab, click: Click) -> None:
         action, identifier = click.action, click.id
         if action == "open":
+            if self.session.conversation(identifier) is None:
+                raise hsd.HsdError(
+                    "This conversation is not there any more.", "It was deleted, or was a temporary one."
+                )
             self._show(tab, identifier)
             tab.shown, tab.undo = SHOWN, None
         elif action == "rename":
             self.session.rename(identifier, click.text)
         elif action == "pin":
             self.session.pin(identifier)
+        elif action == "more":
+            tab.listed += 5 * LISTED
         elif action == "restore":
             self.session.restore(identifier)
             self._show(tab, identifier)
@@ -176,7 +193,7 @@ class Actions:
             if click.action == "family":
                 return self._family(click.id)
             if click.action == "import":
-                self._show(tab, self.session.imported(click.text))
+                self._show(tab, self.session.imported(click.text, tab.visitor))
                 tab.shown, tab.undo = SHOWN, None
                 return self._show_settings(tab)
         except hsd.HsdError as error:
@@ -226,6 +243,8 @@ class Actions:
         """Load the engine, or give its memory back."""
         tab, action = self._tab(request), Click.of(event).action
         try:
+            if action == "unload" and self.session.guests:
+                raise hsd.HsdError("Others use this engine too.", "Whoever started the program can stop it.")
             if action == "unload":
                 self.session.unload()
             elif action == "load":
@@ -235,9 +254,10 @@ class Actions:
 
     def turn(self, event: gr.EventData, request: gr.Request, unsent: str, held: str, *values: Any) -> Any:
         """An action on a turn: another reply, more of it, another prompt, another branch, undo, or earlier turns."""
-        tab, click = self._tab(request), Click.of(event)
-        action, identifier = click.action, click.id
+        tab, action, identifier = self._tab(request), "", ""
         try:
+            click = self._about(tab, event)
+            action, identifier = click.action, click.id
             if action == "undo" and tab.open:
                 prompt = self.session.undo(tab.open)
                 return gr.skip() if (unsent or "").strip() else prompt
@@ -287,12 +307,14 @@ def _await_entered(tab: Tab) -> None:
         time.sleep(0.02)
 
 
-def exported(session: Session) -> Callable[[Mapping[str, Any]], dict[str, str]]:
+def exported(session: Session, tabs: Tabs) -> Callable[..., dict[str, str]]:
     """A function for the page that gives a conversation as a file: {"name", "text"}, or {"problem"}."""
 
-    def exported(wanted: Mapping[str, Any]) -> dict[str, str]:
+    def exported(wanted: Mapping[str, Any], request: gr.Request) -> dict[str, str]:
         try:
-            name, text = session.exported(str(wanted.get("id")), str(wanted.get("kind")))
+            identifier = str(wanted.get("id"))
+            own = session.belongs(identifier, tabs.visitor(request))
+            name, text = session.exported(identifier if own else None, str(wanted.get("kind")))
         except hsd.HsdError as error:
             return {"problem": str(error)}
         return {"name": name, "text": text}
@@ -300,11 +322,12 @@ def exported(session: Session) -> Callable[[Mapping[str, Any]], dict[str, str]]:
     return exported
 
 
-def provenance(session: Session) -> Callable[[str], str]:
+def provenance(session: Session, tabs: Tabs) -> Callable[..., str]:
     """A function for the page that says where the tokens of one reply came from; asked for, since it is long."""
 
-    def where(message_id: str) -> str:
-        message: Message | None = session.message(str(message_id))
+    def where(message_id: str, request: gr.Request) -> str:
+        own = session.belongs(str(message_id), tabs.visitor(request))
+        message: Message | None = session.message(str(message_id)) if own else None
         if message is None:
             return '<p class="quiet">This reply is not there any more.</p>'
         return reply.provenance(message, looks(*session.levels()))

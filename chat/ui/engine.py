@@ -19,24 +19,29 @@ def column(
     replies: Sequence[Message],
     known: dict[str, str],
     here: Mapping[str, Any] | None = None,
+    *,
+    guest: bool = False,
 ) -> str:
-    """The whole column. `replies` are the last ones of all conversations, `here` are statistics of the open one's."""
+    """The whole column. `replies` are the last ones of all conversations, `here` are statistics of the open one's.
+
+    A `guest` is offered nothing that would take the engine from others.
+    """
     replies = of_family(replies, view.info) if view.info else []
     last = next((m.stats for m in reversed(replies) if m.stats), None)
-    parts = [f"<h2>{escape(view.info.title if view.info else title)}</h2>", _state(view)]
+    parts = [f"<h2>{escape(view.info.title if view.info else title)}</h2>", _state(view, guest)]
     if view.info:
         parts += [_ladder(view.info, view.plan, last, known), _plan(view, last), _context(view.info, here)]
         parts += [_speedups(replies), _notes(view.info)]
     return "".join(parts)
 
 
-def _state(view: EngineView) -> str:
+def _state(view: EngineView, guest: bool) -> str:
     if view.state == "failed":
         error = escape(view.error or "The engine did not load.")
         return f'<p class="problem" role="alert">{error}</p>{_button("load", "Load it again")}'
     if view.state == "ready" and view.info:
         ready = f"Ready on {escape(view.info.device)} · context {view.info.context:,} tokens"
-        return f'<p class="quiet">{ready}</p>{_button("unload", "Free its memory")}'
+        return f'<p class="quiet">{ready}</p>{"" if guest else _button("unload", "Free its memory")}'
     if view.state == "unloaded":
         return f'<p class="quiet">Its memory is free; the next message loads it.</p>{_button("load", "Load it now")}'
     if view.state == "closed":

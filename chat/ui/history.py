@@ -73,7 +73,8 @@ def _branches(place: tuple[int, int] | None) -> str:
 
 
 def _ending(message: Message, *, last: bool) -> str:
-    going_on = f" {_button('resume', 'Continue')}" if last and message.text and message.state != "running" else ""
+    label = "" if last else "Continue it as another version of this reply"
+    going_on = f" {_button('resume', 'Continue', label)}" if message.text and message.state != "running" else ""
     if message.state == "error":
         refused = last and message.finish_reason == "refused"
         edit = f" {_button('edit', 'Edit the message')}" if refused or (last and not message.text) else ""
@@ -158,15 +159,28 @@ def _item(action: str, label: str) -> str:
     return f'<button type="button" data-action="{action}">{label}</button>'
 
 
-def empty(title: str, examples: Sequence[str], *, temporary: bool = False) -> str:
-    """What a new conversation shows: who answers, messages to start with, and whether it will be kept."""
+def banner(until: str) -> str:
+    """Stands at the head of a chat that others share: who can read what is written, and until when it is there."""
+    end = f" This link ends {escape(until)}." if until else ""
+    return (
+        '<p class="quiet shared">Shared: you see your own conversations alone; whoever runs this machine can read '
+        f"them.{end}</p>"
+    )
+
+
+def empty(
+    title: str,
+    examples: Sequence[str],
+    *,
+    temporary: bool = False,
+    kept: str = "Everything stays on this machine.",
+) -> str:
+    """What a new conversation shows: who answers, messages to start with, and whether and where it is `kept`."""
     starts = "".join(
         f'<li><button type="button" data-action="example" data-id="{place}">{escape(text)}</button></li>'
         for place, text in enumerate(examples[:4])
     )
-    kept = (
-        "Nothing of this chat is stored; leaving it forgets it." if temporary else "Everything stays on this machine."
-    )
+    kept = "Nothing of this chat is stored; leaving it forgets it." if temporary else kept
     switch = "Keep it after all" if temporary else "Make it a temporary chat"
     return (
         f'<div class="empty{" temporary" if temporary else ""}"><h2>What would you like to know?</h2>'

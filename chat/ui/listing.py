@@ -25,9 +25,14 @@ def _age(updated: float, now: float) -> str:
 
 
 def listing(
-    conversations: Sequence[Conversation], open_id: str | None, search: str, undo: tuple[str, str] | None
+    conversations: Sequence[Conversation],
+    open_id: str | None,
+    search: str,
+    undo: tuple[str, str] | None,
+    *,
+    more: bool = False,
 ) -> str:
-    """All conversations; `undo` is the id and title of one just deleted."""
+    """All conversations; `undo` is the id and title of one just deleted, `more` offers older ones."""
     parts = []
     if undo:
         parts.append(
@@ -40,6 +45,8 @@ def listing(
     for age, group in groupby(conversations, key=lambda c: "Pinned" if c.pinned else _age(c.updated, now)):
         items = "".join(_item(c, c.id == open_id) for c in group)
         parts.append(f"<h3>{age}</h3><ul>{items}</ul>")
+    if more:
+        parts.append('<button type="button" class="earlier" data-action="more">Show older ones</button>')
     return f'<nav class="listing" aria-label="Conversations">{"".join(parts)}</nav>'
 
 

@@ -116,15 +116,34 @@
   };
 
   const showProvenance = async (button, id, server) => {
-    const box = button.nextElementSibling;
-    if (box.childElementCount) {
-      box.replaceChildren();
+    if (button.nextElementSibling.childElementCount) {
+      unfolded.set(id, "");
+      button.nextElementSibling.replaceChildren();
       button.textContent = "Show where each token came from";
       return;
     }
     // The answer is HTML of ours in which every token is escaped.
-    box.innerHTML = await server.where(id);
-    button.textContent = "Hide where each token came from";
+    unfolded.set(id, await server.where(id));
+    keepUnfolded();
+  };
+
+  // The details of a reply that were opened stay open when the conversation is rendered anew: reply's id to its tokens.
+  const unfolded = new Map();
+  addEventListener("click", (event) => {
+    const details = event.target.closest?.("#history .meta > summary")?.parentElement;
+    const id = details?.closest("[data-id]").dataset.id;
+    if (details?.open) unfolded.delete(id);
+    else if (details) unfolded.set(id, "");
+  }, true);
+  const keepUnfolded = () => {
+    for (const [id, tokens] of unfolded) {
+      const details = document.querySelector(`#history [data-id="${CSS.escape(id)}"] .meta`);
+      if (details && !details.open) details.open = true;
+      const button = tokens && details?.querySelector("[data-action=provenance]");
+      if (!button || button.nextElementSibling.childElementCount) continue;
+      button.nextElementSibling.innerHTML = tokens;
+      button.textContent = "Hide where each token came from";
+    }
   };
 
   window.hsdClick = (event, trigger, server) => {
@@ -143,7 +162,8 @@
     else if (action === "provenance") showProvenance(button, id, server);
     else trigger("select", { action, id });
     button.closest(".menu")?.removeAttribute("open");
-    if (action === "open" && innerWidth < 800) document.querySelector("#left .toggle-button")?.click();
+    if (action === "resume") unfolded.delete(id);
+    if (action === "open" && innerWidth < 800) document.querySelector("#left.open .toggle-button")?.click();
   };
 
   // Families are looked up when somebody wants to see them: what fits the memory changes.
@@ -228,6 +248,7 @@
       const reply = parts[1].querySelector("[data-reply]")?.dataset.reply;
       parts[1].hidden = !!reply && !!parts[0].querySelector(`[data-id="${CSS.escape(reply)}"]`);
       rewriteAgain();
+      keepUnfolded();
       drawFormulas();
       keepThinkingOpen();
       // Opening the details of a reply is reading, not news.

@@ -38,10 +38,10 @@ SHOW_IN_ADDRESS = "(id) => { if (id) { hsdAddress({ c: id }); hsdOpened(id); } }
 
 def build(session: Session) -> gr.Blocks:
     """The page over a session; its look is in `theme()`, `CSS` and `HEAD`, which `launch` takes."""
-    tabs = Tabs()
+    tabs = Tabs(session.belongs, session.guests)
     with gr.Blocks(title="hsd chat", analytics_enabled=False, fill_height=True) as page:
         ui = _left()
-        ui |= _middle(session)
+        ui |= _middle(session, tabs)
         ui |= views.build(CLICKS)
         ui |= _right(session)
         # Never shown: the id of the open conversation, on its way to and from the address.
@@ -68,14 +68,14 @@ def _left() -> dict[str, Any]:
     return {"new": new, "search": search, "listing": listing}
 
 
-def _middle(session: Session) -> dict[str, Any]:
+def _middle(session: Session, tabs: Tabs) -> dict[str, Any]:
     with gr.Column(elem_id="chat"):
         head = _html(
             elem_id="head",
             js_on_load=CLICKS + LISTS,
-            server_functions=[actions.exported(session), picker.offered(session)],
+            server_functions=[actions.exported(session, tabs), picker.offered(session)],
         )
-        history = _html(elem_id="history", js_on_load=CLICKS, server_functions=[actions.provenance(session)])
+        history = _html(elem_id="history", js_on_load=CLICKS, server_functions=[actions.provenance(session, tabs)])
         # Two, so that only the end of a long reply is sent and laid out again.
         with gr.Column(elem_id="running"):
             running = [_html(elem_id="settled", js_on_load=CLICKS), _html(elem_id="rest", js_on_load=CLICKS)]
@@ -98,7 +98,7 @@ def _middle(session: Session) -> dict[str, Any]:
 def _right(session: Session) -> dict[str, Any]:
     with gr.Sidebar(label="Engine", width=300, position="right", elem_id="right"):
         engine = _html(elem_id="engine", js_on_load=CLICKS)
-        panel = settings.build(session.default_plan, presets.names(session.store))
+        panel = settings.build(session.default_plan, presets.names(session.store), keep=not session.guests)
         own = families.build() if session.own_families else {}
     return {"engine": engine, **panel, **own}
 
@@ -115,11 +115,11 @@ def _wire(page: gr.Blocks, session: Session, tabs: Tabs, ui: dict[str, Any]) -> 
     parts = watch.parts(session, ui) + views.parts(session, ui)
 
     async def follow(wanted: str, request: gr.Request) -> AsyncIterator[list[Any]]:
-        async for values in watch.follow(parts, tabs.of(request.session_hash, wanted)):
+        async for values in watch.follow(parts, tabs.at(request, wanted), lambda: session.worker.writing):
             yield values
 
     async def stream(wanted: str, request: gr.Request) -> AsyncIterator[tuple[str, str]]:
-        async for values in watch.stream(session, tabs.of(request.session_hash, wanted)):
+        async for values in watch.stream(session, tabs.at(request, wanted)):
             yield values
 
     page.load(do.enter, [current], given, js=OPEN_FROM_ADDRESS, **quiet)
@@ -132,15 +132,17 @@ def _wire(page: gr.Blocks, session: Session, tabs: Tabs, ui: dict[str, Any]) -> 
     message.stop(do.stop, None, None, **quiet)
     ui["new"].click(do.new, None, given, **quiet)
     ui["search"].change(do.search, [ui["search"]], None, trigger_mode="always_last", **quiet)
-    ui["listing"].select(do.choose, None, given, **quiet)
+    # Two clicks in a row are two wishes; the second does not wait for the first.
+    ui["listing"].select(do.choose, None, given, trigger_mode="multiple", **quiet)
     ui["head"].select(do.bring, None, given, **quiet)
     ui["engine"].select(do.engine, None, None, **quiet)
     ui["history"].select(do.turn, sent, [message], **quiet)
     preset = ui["preset"]
     page.load(do.known_presets, None, [preset], **quiet)
     preset.input(do.preset, [preset, *fields], fields, **quiet)
-    ui["preset_keep"].click(do.keep_preset, [preset, *fields], [preset], **quiet)
-    ui["preset_forget"].click(do.forget_preset, [preset], [preset], **quiet)
+    if not session.guests:
+        ui["preset_keep"].click(do.keep_preset, [preset, *fields], [preset], **quiet)
+        ui["preset_forget"].click(do.forget_preset, [preset], [preset], **quiet)
     views.wire(page, session, tabs, ui, quiet)
     if session.own_families:
         families.wire(session.own_families, ui, quiet)

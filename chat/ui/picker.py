@@ -9,6 +9,9 @@ from chat.choosing import Offer
 from chat.session import Session
 from chat.ui.text import escape
 
+SLOW_SECONDS = 0.2
+"""A token that takes longer is worth a warning: people read about five a second."""
+
 
 def menu(session: Session) -> str:
     """The family's title, and where it may be changed the menu that its list is put into when it is opened."""
@@ -36,19 +39,40 @@ def offered(session: Session) -> Callable[..., str]:
 
 def _entry(offer: Offer) -> str:
     family, fit = offer.choice.family, offer.fit
-    if fit is None:
-        words, state = offer.problem, "unknown"
-    else:
-        words, state = fit.verdict, "fits" if fit.fits else "large"
-        words = f"{words[:1].upper()}{words[1:].rstrip('.')}."
-        words += "".join(f" {name} is left out: {why.rstrip('.')}." for name, why in fit.dropped.items())
-        if fit.download_gb:
-            words += f" {fit.download_gb:.1f} GB to download."
-    chain = " → ".join(model.name for model in family.models)
+    left_out = fit.dropped if fit else {}
+    chain = " → ".join(
+        f"<s>{escape(model.name)}</s>" if model.name in left_out else escape(model.name) for model in family.models
+    )
+    state = "unknown" if fit is None else "fits" if fit.fits else "large"
     name = escape(family.name)
     current = " aria-current=true" if offer.current else ""
     return (
-        f'<button type="button" class="offer {state}" data-action="family" data-id="{name}"{current}>'
+        f'<div class="offered"><button type="button" class="offer {state}" data-action="family" data-id="{name}"'
+        f"{current}>"
         f"<b>{escape(family.title or family.name)}</b>{' <i>in use</i>' if offer.current else ''}"
-        f'<span>{escape(chain)}</span><span class="room">{escape(words)}</span></button>'
+        f'<span>{chain}</span><span class="room">{escape(_room(fit) if fit else offer.problem)}</span></button>'
+        f"{_why(fit) if fit else ''}</div>"
     )
+
+
+def _room(fit: hsd.MemoryFit) -> str:
+    """Whether it fits, in one line or two; `_why` has the rest."""
+    if not fit.fits:
+        return f"Too large: {fit.needed_gb:.1f} GB even without drafts, {fit.free_gb:.1f} GB are free."
+    words = f"Fits: {fit.needed_gb:.1f} of {fit.free_gb:.1f} GB that are free"
+    if fit.dropped:
+        words += f", without {' and '.join(fit.dropped)}"
+    if fit.context < fit.wanted_context:
+        words += f", context {fit.context:,} tokens"
+    if (fit.seconds_per_token or 0) > SLOW_SECONDS:
+        words += f". Slow without a GPU: {fit.seconds_per_token:.1f} s per token"
+    return words + (f". {fit.download_gb:.1f} GB to download." if fit.download_gb else ".")
+
+
+def _why(fit: hsd.MemoryFit) -> str:
+    """The whole sentence, folded, where something is left out or nothing fits."""
+    if fit.fits and not fit.dropped and fit.context >= fit.wanted_context:
+        return ""
+    words = f"{fit.verdict[:1].upper()}{fit.verdict[1:].rstrip('.')}."
+    reasons = "".join(f"<li><b>{escape(name)}</b>: {escape(why)}</li>" for name, why in fit.dropped.items())
+    return f"<details><summary>Why</summary><p>{escape(words)}</p>{f'<ul>{reasons}</ul>' if reasons else ''}</details>"

@@ -18,8 +18,12 @@
   };
   window.hsdAddress = (change) => {
     if (document.documentElement.dataset.view === "chat") left = scrollY;
+    // A conversation that has its name since its first message is the one that it was; so is what Back has brought.
+    const moved = address.c && address.c !== "new" && Object.keys(change).some((key) => address[key] !== change[key]);
     Object.assign(address, change);
-    history.replaceState(null, "", `#c=${address.c}${address.v ? `&v=${address.v}` : ""}`);
+    const text = `#c=${address.c}${address.v ? `&v=${address.v}` : ""}`;
+    if (moved && text !== location.hash) history.pushState(null, "", text);
+    else history.replaceState(null, "", text);
     const before = document.documentElement.dataset.view;
     show();
     const now = document.documentElement.dataset.view;
@@ -33,6 +37,25 @@
     document.activeElement?.blur();
     hold();
   };
+
+  // Back, forward, and an address that was typed: as a click on what they name.
+  const pretend = (within, action, id) => {
+    const place = document.createElement("span");
+    const button = place.appendChild(document.createElement("button"));
+    [place.dataset.id, button.dataset.action, place.hidden] = [id, action, true];
+    document.querySelector(within)?.querySelector("nav, h2, .turn, .empty")?.after(place);
+    button.click();
+    place.remove();
+  };
+  addEventListener("popstate", () => {
+    const before = { ...address };
+    read();
+    if (address.c !== before.c && address.c !== "new" && address.c) pretend("#listing", "open", address.c);
+    else if (address.c !== before.c) document.getElementById("new")?.click();
+    if (address.v === before.v) return;
+    const [view, id] = address.v.split(":");
+    pretend(view === "race" ? "#history" : "#engine", view || "chat", id || "");
+  });
 
   const running = new WeakMap();
   const replay = (race) => {

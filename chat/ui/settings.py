@@ -12,20 +12,20 @@ from chat.settings import NAMES, Settings
 _THINKING: dict[bool | None, str] = {None: "model", True: "on", False: "off"}
 
 
-def build(plan: str, names: list[str]) -> dict[str, Any]:
-    """The panel: its components in the order of `NAMES`, and what chooses and keeps presets."""
+def build(plan: str, names: list[str], *, keep: bool = True) -> dict[str, Any]:
+    """The panel: its components in the order of `NAMES`, and what chooses presets and, with `keep`, keeps them."""
     start = Settings(plan=plan)
     with gr.Accordion("Settings", open=False, elem_id="settings"):
         preset = gr.Dropdown(
             names,
             value=None,
             label="Preset",
-            info="choose one, or write a name to keep these settings under",
-            allow_custom_value=True,
+            info="choose one, or write a name to keep these settings under" if keep else "sets the fields below",
+            allow_custom_value=keep,
             elem_id="preset",
         )
-        with gr.Row(elem_id="preset-buttons"):
-            keep = gr.Button("Keep", size="sm", elem_id="preset-keep")
+        with gr.Row(elem_id="preset-buttons", visible=keep):
+            store = gr.Button("Keep", size="sm", elem_id="preset-keep")
             forget = gr.Button("Forget", size="sm", elem_id="preset-forget")
         fields = {
             "temperature": gr.Slider(
@@ -59,7 +59,7 @@ def build(plan: str, names: list[str]) -> dict[str, Any]:
     return {
         "settings": [fields[name] for name in NAMES],
         "preset": preset,
-        "preset_keep": keep,
+        "preset_keep": store,
         "preset_forget": forget,
     }
 

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
+from chat.guard import visitor
 from chat.ui.history import SHOWN
 
 MAX_TABS = 1000
+LISTED = 200
+"""Conversations that the list shows at once; older ones come on demand, and search finds all."""
 
 
 @dataclass(slots=True)
@@ -21,6 +26,7 @@ class Tab:
     None where this program has not opened the page.
     `view` is "" for the chat, "plan", or "race:" and a reply; None until that is known. `said` is a sentence it left,
     `plan` one that was set by hand before there is a conversation, `pinned` what the field for it was last given.
+    `visitor`: whose it is where there are guests, "" where there are none. `listed`: conversations in the list.
     """
 
     open: str | None = None
@@ -37,19 +43,40 @@ class Tab:
     plan: str = ""
     pinned: str = ""
     said: str = ""
+    visitor: str = ""
+    listed: int = LISTED
 
 
 class Tabs:
-    """Tabs by gradio's session hash; the oldest go where there are too many."""
+    """Tabs by gradio's session hash; the oldest go where there are too many.
 
-    def __init__(self) -> None:
+    Args:
+        belongs: whether a conversation, by its id, is a visitor's.
+        guests: visitors are told apart.
+    """
+
+    def __init__(self, belongs: Callable[[str, str], bool] = lambda _, __: True, guests: bool = False) -> None:
         self._tabs: dict[str, Tab] = {}
         self._lock = threading.Lock()
+        self._belongs, self._guests = belongs, guests
 
-    def of(self, key: str | None, open_id: str = "") -> Tab:
-        """The tab of this hash; one that is new, or was taken for closed, shows `open_id`."""
+    def visitor(self, request: Any) -> str:
+        """Who asks; "" where visitors are not told apart."""
+        return visitor(request) if self._guests else ""
+
+    def _key(self, request: Any) -> tuple[str, str]:
+        """A tab is its visitor's alone, whoever else may know its hash."""
+        return self.visitor(request), request.session_hash or ""
+
+    def at(self, request: Any, open_id: str = "") -> Tab:
+        """The tab that asks; one that is new, or was taken for closed, shows `open_id` if that is its visitor's."""
+        who, key = self._key(request)
+        return self.of(key, open_id if not open_id or not who or self._belongs(open_id, who) else "new", who)
+
+    def of(self, key: str, open_id: str = "", who: str = "") -> Tab:
+        """The tab of this hash."""
         with self._lock:
-            tab = self._tabs.setdefault(key or "", Tab())
+            tab = self._tabs.setdefault(f"{who} {key}", Tab(visitor=who))
             if open_id and not tab.entered:
                 tab.open, tab.entered = open_id if open_id != "new" else None, True
             while len(self._tabs) > MAX_TABS:
@@ -61,10 +88,10 @@ class Tabs:
         with self._lock:
             return any(tab.open == conversation_id for tab in self._tabs.values())
 
-    def drop(self, key: str | None) -> Tab | None:
+    def drop(self, request: Any) -> Tab | None:
         """Forget a tab that was closed; the tab."""
         with self._lock:
-            tab = self._tabs.pop(key or "", None)
+            tab = self._tabs.pop(" ".join(self._key(request)), None)
             if tab:
                 tab.closed = True
             return tab

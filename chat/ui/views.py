@@ -67,14 +67,16 @@ class Views:
 
     def enter(self, wanted: str, request: gr.Request) -> None:
         """The page was opened: the view of its address, or else the chat."""
-        known = wanted == "plan" or (wanted or "").startswith(_RACE)
-        self.tabs.of(request.session_hash).view = wanted if known else ""
+        tab, view = self.tabs.at(request), wanted or ""
+        raced = view.startswith(_RACE) and self.session.belongs(view.removeprefix(_RACE), tab.visitor)
+        tab.view = view if view == "plan" or raced else ""
 
     def act(self, event: gr.EventData, request: gr.Request) -> Any:
         """An action out of HTML of ours: open or leave a view, start or stop a race, pin a plan of the ranking."""
-        tab = self.tabs.of(request.session_hash)
-        click = Click.of(event)
+        tab, click = self.tabs.at(request), Click.of(event)
         action, identifier = click.action, click.id
+        if action.startswith("race") and not self.session.belongs(identifier, tab.visitor):
+            return gr.skip()
         if action == "pin":
             return self._pin(tab, identifier)
         if action in ("plan", "chat"):
@@ -98,11 +100,11 @@ class Views:
 
     def pin(self, text: str, request: gr.Request) -> Any:
         """Set the plan that was typed."""
-        return self._pin(self.tabs.of(request.session_hash), text or "")
+        return self._pin(self.tabs.at(request), text or "")
 
     def leave_to_auto(self, request: gr.Request) -> Any:
         """Let the planner choose again."""
-        return self._pin(self.tabs.of(request.session_hash), "auto")
+        return self._pin(self.tabs.at(request), "auto")
 
     def _pin(self, tab: Tab, text: str) -> Any:
         try:

@@ -18,8 +18,11 @@ from chat.ui.levels import looks
 from chat.ui.tabs import Tab
 from chat.ui.text import Growing, escape
 
-BATCH_SECONDS, LOOK_SECONDS = 0.06, 0.1
+BATCH_SECONDS = LOOK_SECONDS = 0.1
 """Between two looks: at a reply that is being written, and at everything else."""
+
+HASTE_SECONDS = 0.6
+"""What stands beside a reply that is being written waits this long: the engine needs the processor more."""
 
 HISTORY_SECONDS = 3.0
 """Longest wait for the history to hold a reply that is over."""
@@ -30,39 +33,42 @@ LAST_SECONDS = 600.0
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A component of the page: it is rendered again when its key has changed."""
+    """A component of the page: it is rendered again when its key has changed; not at once where it stands `beside`."""
 
     component: gr.components.Component
     key: Callable[[Tab], Any]
     render: Callable[[Tab], Any]
+    beside: bool = False
 
 
 def parts(session: Session, ui: dict[str, Any]) -> list[Part]:
     """All parts. Their keys cost a few dictionary look-ups, so that looking often is cheap."""
 
     def chat_key(tab: Tab) -> Any:
-        return (
-            tab.open,
-            tab.temporary,
-            tab.shown,
-            session.changed("family"),
-            session.changed(tab.open or "") if not _streaming(session, tab) else "streaming",
-        )
+        live = session.live(tab.open)
+        # While a reply is written its text changes, the turns before it do not.
+        version = live.message_id if live else session.changed(tab.open or "")
+        return tab.open, tab.temporary, tab.shown, session.changed("family"), version
 
     def engine_key(tab: Tab) -> Any:
         view = session.engine
         return session.changed("engine"), session.changed("list"), int(view.seconds) if view.state == "loading" else 0
 
     def list_key(tab: Tab) -> Any:
-        return session.changed("list"), tab.search, tab.open, tab.undo
+        return session.changed("list"), tab.search, tab.open, tab.undo, tab.listed
 
     return [
-        Part(ui["listing"], list_key, lambda tab: _listing(session, tab)),
-        Part(ui["head"], lambda tab: (engine_key(tab), list_key(tab), tab.temporary), lambda tab: _head(session, tab)),
+        Part(ui["listing"], list_key, lambda tab: _listing(session, tab), beside=True),
+        Part(
+            ui["head"],
+            lambda tab: (engine_key(tab), list_key(tab), tab.temporary),
+            lambda tab: _head(session, tab),
+            beside=True,
+        ),
         Part(ui["history"], chat_key, lambda tab: _history(session, tab)),
         Part(ui["notice"], lambda tab: (tab.problem, session.notice), lambda tab: _notice(session, tab)),
         Part(ui["message"], lambda tab: session.live(tab.open) is not None, lambda tab: _buttons(session, tab)),
-        Part(ui["engine"], lambda tab: (engine_key(tab), tab.open), lambda tab: _engine(session, tab)),
+        Part(ui["engine"], lambda tab: (engine_key(tab), tab.open), lambda tab: _engine(session, tab), beside=True),
         Part(ui["current"], lambda tab: tab.open, lambda tab: tab.open or "new"),
         Part(
             ui["settings"][NAMES.index("thinking")],
@@ -72,15 +78,24 @@ def parts(session: Session, ui: dict[str, Any]) -> list[Part]:
     ]
 
 
-async def follow(parts: list[Part], tab: Tab) -> AsyncIterator[list[Any]]:
-    """Values of all parts whenever one has changed, until the tab is closed."""
+async def follow(parts: list[Part], tab: Tab, writing: Callable[[], bool]) -> AsyncIterator[list[Any]]:
+    """Values of all parts whenever one has changed, until the tab is closed. `writing`: whether a reply is."""
     seen: list[Any] = [_NEVER] * len(parts)
     end = time.monotonic() + LAST_SECONDS
+    held, acted = None, None
     while not tab.closed and time.monotonic() < end:
         if not tab.entered:
             await asyncio.sleep(LOOK_SECONDS / 2)
             continue
         keys = [part.key(tab) for part in parts]
+        waits = [p.beside and new != old != _NEVER for p, new, old in zip(parts, keys, seen, strict=True)]
+        # What this tab's person did shows at once.
+        before, acted = acted, (tab.open, tab.search, tab.undo, tab.temporary, tab.listed)
+        held = (held or time.monotonic()) if any(waits) and writing() and acted == before else None
+        if held and time.monotonic() < held + HASTE_SECONDS:
+            keys = [old if wait else new for wait, new, old in zip(waits, keys, seen, strict=True)]
+        else:
+            held = None
         if keys != seen:
             changed = [new != old for new, old in zip(keys, seen, strict=True)]
             seen = keys
@@ -130,19 +145,14 @@ def _render(parts: list[Part], changed: list[bool], tab: Tab) -> list[Any]:
     return values
 
 
-def _streaming(session: Session, tab: Tab) -> bool:
-    """A reply whose turn has begun: its text changes, the turns before it do not."""
-    live = session.live(tab.open)
-    return live is not None and live.started
-
-
 def _thinks(session: Session) -> bool:
     info = session.engine.info
     return info is not None and info.thinking
 
 
 def _listing(session: Session, tab: Tab) -> str:
-    return listing.listing(session.conversations(tab.search), tab.open, tab.search, tab.undo)
+    found = session.conversations(tab.search, tab.visitor, tab.listed + 1)
+    return listing.listing(found[: tab.listed], tab.open, tab.search, tab.undo, more=len(found) > tab.listed)
 
 
 def _head(session: Session, tab: Tab) -> str:
@@ -154,6 +164,7 @@ def _head(session: Session, tab: Tab) -> str:
         f'<div class="name"><h1>{escape(title)}</h1>{history.menu(conversation)}</div>'
         f'<div class="quiet"><span class="dot {view.state}"></span>'
         f"{picker.menu(session)}{engine.room(view)}<span>· {escape(engine.status(view))}{kept}</span></div>"
+        f"{history.banner(session.until) if session.guests else ''}"
     )
 
 
@@ -161,7 +172,12 @@ def _history(session: Session, tab: Tab) -> str:
     snapshot = session.snapshot(tab.open, tab.shown)
     back = history.taken_back() if snapshot.undone else ""
     if not snapshot.messages and snapshot.live is None:
-        return history.empty(session.title, session.examples, temporary=tab.temporary) + back
+        kept = (
+            "What you write is kept on the machine that runs this chat."
+            if session.guests
+            else "Everything stays on this machine."
+        )
+        return history.empty(session.title, session.examples, temporary=tab.temporary, kept=kept) + back
     tab.rendered = snapshot.messages[-1].id if snapshot.messages else ""
     turns = history.history(snapshot.messages, looks(*session.levels()), tab.shown, snapshot.places, snapshot.above)
     return turns + back
@@ -179,4 +195,5 @@ def _buttons(session: Session, tab: Tab) -> Any:
 
 def _engine(session: Session, tab: Tab) -> str:
     replies = session.store.recent_replies()
-    return engine.column(session.engine, session.title, replies, looks(*session.levels()), session.last_stats(tab.open))
+    here = session.last_stats(tab.open)
+    return engine.column(session.engine, session.title, replies, looks(*session.levels()), here, guest=session.guests)

@@ -89,6 +89,16 @@ class Upgrades:
         self._builder.close()
 
     @property
+    def notice(self) -> str | None:
+        """What a person should know while it lasts."""
+        if not self._builder.running:
+            return None
+        return (
+            f"Faster steps are being compiled for this processor, {self._builder.remaining} left. Until then replies are "
+            "slower, and their speed-up is no measure of what will be."
+        )
+
+    @property
     def state(self) -> str:
         """In words, for people."""
         if self._graphs:

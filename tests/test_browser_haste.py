@@ -1,0 +1,163 @@
+"""A person who is quicker than the page, or means it no good: over a scripted engine, whose replies last."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from chat_browser import ask, send, tab
+from chat_server import Scripted, scripted
+
+pytestmark = pytest.mark.browser
+
+TURNS = """SELECT role, text, state FROM messages WHERE conversation_id =
+    (SELECT id FROM conversations WHERE title = ?) ORDER BY created, rowid"""
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scripted]:
+    with scripted(tmp_path_factory.mktemp("data"), pause=0.02) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def page(browser: Any, server: Scripted) -> Iterator[Any]:
+    with tab(browser, f"{server.address}#c=new") as page:
+        page.wait_for_selector(".dot.ready")
+        yield page
+
+
+def fresh(page: Any) -> None:
+    page.click("#new")
+    page.wait_for_selector(".empty")
+
+
+def titled(page: Any, title: str) -> None:
+    page.wait_for_function("title => document.querySelector('#head h1')?.textContent === title", arg=title)
+
+
+def test_enter_twice_and_two_clicks_send_once(page: Any, server: Scripted) -> None:
+    fresh(page)
+    page.fill("#message textarea", "send this only once")
+    for _ in range(3):
+        page.keyboard.press("Enter")
+    page.wait_for_selector("#history .meta")
+    page.keyboard.press("Enter")
+    page.dblclick("[data-action=again]")
+    page.wait_for_selector("#history .reply .branches:has-text('2/2')")
+    page.wait_for_selector("#history .meta")
+    assert [role for role, *_ in server.stored(TURNS, "send this only once")] == ["user", "assistant", "assistant"]
+    assert "empty" not in page.inner_text("#notice")
+
+
+def test_back_and_forward_open_what_was_open(page: Any, server: Scripted) -> None:
+    for title in ("first of two", "second of two"):
+        fresh(page)
+        ask(page, title)
+        titled(page, title)
+    page.click("#engine [data-action=plan]")
+    page.wait_for_selector("#plan h1")
+    for title in ("second of two", "first of two"):
+        page.go_back()
+        page.wait_for_selector("#history .turn")
+        if page.inner_text("#head h1") == "New chat":
+            page.go_back()
+        titled(page, title)
+    for _ in range(4):
+        page.go_forward()
+    page.wait_for_selector("#plan h1")
+    page.go_back()
+    titled(page, "second of two")
+    # Quick clicks on one after the other: the last one counts.
+    for title in ("first of two", "second of two", "send this only once", "first of two"):
+        page.click(f".listing .title:text-is('{title}')")
+    titled(page, "first of two")
+    page.wait_for_function("document.querySelector('#history .said')?.innerText === 'first of two'")
+    page.wait_for_function("document.querySelector('.listing li.open .title').textContent === 'first of two'")
+    # An address of what is not there says so and changes nothing.
+    page.evaluate("location.hash = '#c=nothing'")
+    page.wait_for_selector("#notice .problem:has-text('not there any more')")
+
+
+def test_a_running_conversation_is_deleted_and_brought_back(page: Any, server: Scripted) -> None:
+    fresh(page)
+    send(page, "endless, then deleted")
+    page.wait_for_selector("#running .prose")
+    page.click(".listing li.open [data-action=delete]")
+    page.wait_for_selector(".empty")
+    ask(page, "is anybody there?")
+    assert server.stored(TURNS, "endless, then deleted")[1][2] == "cancelled"
+    fresh(page)
+    page.click(".listing li:has-text('is anybody') .title")
+    page.wait_for_selector("#history .meta")
+    assert "endless" not in page.inner_text(".listing")
+
+
+def test_a_message_is_edited_while_its_reply_is_written(page: Any, server: Scripted) -> None:
+    fresh(page)
+    send(page, "endless, then edited")
+    page.wait_for_selector("#running .prose")
+    page.hover("#history .you")
+    page.click("#history .you [data-action=rewrite]")
+    page.fill(".rewrite textarea", "a short one, later")
+    page.press(".rewrite textarea", "Enter")
+    page.wait_for_selector("#notice .problem:has-text('still being written')")
+    page.click("#message .stop-button")
+    page.wait_for_selector("#history .ending")
+    assert page.input_value(".rewrite textarea") == "a short one, later"
+    page.press(".rewrite textarea", "Enter")
+    page.wait_for_selector("#history .you .branches:has-text('2/2')")
+    page.wait_for_selector("#history .meta")
+    texts = [text for role, text, _ in server.stored(TURNS, "endless, then edited") if role == "user"]
+    assert texts == ["endless, then edited", "a short one, later"] and page.inner_text("#notice") == ""
+
+
+def test_a_page_that_is_reloaded_again_and_again_loses_nothing(page: Any, server: Scripted) -> None:
+    fresh(page)
+    send(page, "a long one, reloaded")
+    page.wait_for_selector("#running .prose")
+    for wait in (0, 40, 150, 400):
+        page.wait_for_timeout(wait)
+        page.reload()
+    page.wait_for_selector("#history .meta", timeout=60_000)
+    (asked, (_, text, state)) = server.stored(TURNS, "a long one, reloaded")
+    assert asked[1] == "a long one, reloaded" and state == "done" and text.count("That is all there is to it") == 7
+    assert page.locator("#history .turn").count() == 2 and page.input_value("#message textarea") == ""
+
+
+def test_what_was_unfolded_stays_so_when_more_is_said(page: Any, server: Scripted) -> None:
+    fresh(page)
+    ask(page, "details, please")
+    page.click(".meta > summary")
+    page.click("[data-action=provenance]")
+    page.wait_for_selector(".tokens .token")
+    ask(page, "and more")
+    assert page.locator(".meta[open]").count() == 1 and page.locator(".tokens").count() == 1
+    assert page.inner_text("[data-action=provenance] >> nth=0").startswith("Hide")
+    page.click("[data-action=provenance] >> nth=0")
+    page.click(".meta[open] > summary")
+    ask(page, "and more still")
+    assert page.locator(".meta[open]").count() == 0 == page.locator(".tokens").count()
+
+
+LONG = "W" * 300 + "\u202e\u200b" + "\U0001f469\u200d\U0001f467" * 40
+
+
+def test_long_words_and_small_windows_widen_nothing(browser: Any, server: Scripted) -> None:
+    with tab(browser, f"{server.address}#c=new", viewport={"width": 320, "height": 400}) as page:
+        page.wait_for_selector(".dot.ready")
+        ask(page, LONG)
+        page.click(".meta > summary")
+        page.click("[data-action=provenance]")
+        page.wait_for_selector(".tokens .token")
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+        # The box can be typed into and Send be pressed, however small the window is.
+        page.fill("#message textarea", "line\n" * 40)
+        assert page.evaluate(
+            "(() => { const b = document.querySelector('#message .submit-button').getBoundingClientRect();"
+            " return b.bottom <= innerHeight && b.right <= innerWidth && b.top >= 0; })()"
+        )
+        page.click("#left .toggle-button")
+        page.wait_for_timeout(400)
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")

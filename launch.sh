@@ -38,8 +38,7 @@ Options of the chat:
   --family NAME     a family of models.yaml, or one of another file: my.yaml#name   (default: builtin)
   --host ADDRESS    where to listen                                                 (default: 127.0.0.1)
   --port NUMBER     where to listen                                                 (default: 7860)
-  --share           a public link, behind a password; every visitor sees their own conversations
-  --share-hours H   the shared link ends after so long (default: 72)
+  --share           a public link, behind a password; --share-hours H: it ends after so long (default: 72)
   --together        all who have the password see the same conversations
   --password TEXT   asked for by the page; needed for any address but this machine
   --data-dir DIR    where conversations and statistics are kept

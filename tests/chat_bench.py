@@ -229,7 +229,7 @@ class Reader:
                 self.functions["follow"] = function
             elif inputs == ["current"] and len(function["outputs"]) > 5:
                 self.functions["enter"] = function
-            elif inputs[:2] == ["message", "held"] and {"message", "held"} <= outputs:
+            elif inputs[:2] == ["message", "held"] and {"sent", "held"} <= outputs:
                 self.functions.setdefault("send", function)
         host = urllib.parse.urlsplit(address)
         self._connection = http.client.HTTPConnection(str(host.hostname), host.port)

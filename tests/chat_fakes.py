@@ -91,7 +91,7 @@ class ScriptedEngine:
         """What is answered, and how many words of the reply are there already."""
         if messages[-1]["role"] != "assistant":
             return list(messages), 0
-        return list(messages[:-1]), len(self.tokenizer.decode(messages[-1]["token_ids"]).split(" "))
+        return list(messages[:-1]), len(messages[-1]["content"].split(" "))
 
     def _reply(self, text: str, said: int, reason: Any, plan: hsd.Plan, spent: float) -> hsd.Reply:
         rounds = -(-said // 3)

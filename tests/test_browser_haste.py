@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Iterator
 from typing import Any
 
@@ -49,6 +51,28 @@ def test_enter_twice_and_two_clicks_send_once(page: Any, server: Scripted) -> No
     page.wait_for_selector("#history .meta")
     assert [role for role, *_ in server.stored(TURNS, "send this only once")] == ["user", "assistant", "assistant"]
     assert "empty" not in page.inner_text("#notice")
+
+
+def test_what_is_typed_while_a_message_is_on_its_way_stays(page: Any, server: Scripted) -> None:
+    fresh(page)
+    os.kill(server.process.pid, signal.SIGSTOP)
+    page.fill("#message textarea", "typed in a hurry")
+    page.keyboard.press("Enter")
+    page.wait_for_timeout(50)
+    page.keyboard.type(" and then")
+    page.keyboard.press("Enter")
+    page.wait_for_timeout(300)
+    os.kill(server.process.pid, signal.SIGCONT)
+    page.wait_for_selector("#history .meta")
+    page.wait_for_function("document.querySelector('#message textarea').value === ' and then'")
+    page.wait_for_timeout(700)
+    page.reload()
+    page.wait_for_selector("#history .meta")
+    page.wait_for_function("document.querySelector('#message textarea').value === ' and then'")
+    page.fill("#message textarea", "")
+    assert [text for role, text, _ in server.stored(TURNS, "typed in a hurry") if role == "user"] == [
+        "typed in a hurry"
+    ]
 
 
 def test_back_and_forward_open_what_was_open(page: Any, server: Scripted) -> None:

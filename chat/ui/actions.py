@@ -114,10 +114,14 @@ class Actions:
             self.session.forget(left)
 
     def send(self, request: gr.Request, text: str, held: str, *values: Any) -> list[Any]:
-        """Send the message; the box is emptied only when it has been stored.
+        """Send the message.
 
         Args:
             held: whose settings the fields hold, see `Tab.given`; a message may be sent before they are there.
+
+        Returns:
+            A word for `hsdSent` in unsent.js, which takes a stored message out of the box and leaves what was typed
+            since; then the settings' fields.
         """
         tab = self._tab(request)
         if not text:
@@ -130,9 +134,9 @@ class Actions:
             tab.open = self.session.send(tab.open, text, asked, temporary=tab.temporary, visitor=tab.visitor)
         except hsd.HsdError as error:
             tab.problem = str(error)
-            return [gr.skip(), *self._unchanged()]
+            return [f"refused {time.time_ns()}", *self._unchanged()]
         tab.shown = SHOWN
-        return ["", *(self._unchanged() if arrived else self._show_settings(tab, asked))]
+        return [f"stored {time.time_ns()}", *(self._unchanged() if arrived else self._show_settings(tab, asked))]
 
     def stop(self, request: gr.Request) -> None:
         """Stop the reply of the open conversation."""

@@ -33,6 +33,7 @@ LISTS = (
     " if (event.target.matches('.families')) hsdFamilies(event.target, server); }, true);"
 )
 OPEN_FROM_ADDRESS = "() => [(location.hash.match(/c=([\\w-]+)/) || ['', ''])[1]]"
+SENT = "(mark) => { if (mark) hsdSent(mark); }"
 SHOW_IN_ADDRESS = "(id) => { if (id) { hsdAddress({ c: id }); hsdOpened(id); } }"
 
 
@@ -46,7 +47,8 @@ def build(session: Session) -> gr.Blocks:
         ui |= _right(session)
         # Never shown: the id of the open conversation, on its way to and from the address.
         ui["current"] = gr.Textbox(visible="hidden", elem_id="current", label="Open conversation")
-        # Nor this one: whose settings the fields hold.
+        # Nor these: whether the last message was stored, and whose settings the fields hold.
+        ui["sent"] = gr.Textbox(visible="hidden", elem_id="sent", label="Sent")
         ui["held"] = gr.Textbox(visible="hidden", elem_id="held", label="Settings of")
         _wire(page, session, tabs, ui)
     return page
@@ -128,7 +130,8 @@ def _wire(page: gr.Blocks, session: Session, tabs: Tabs, ui: dict[str, Any]) -> 
         gr.Timer(0.25).tick(event, [current], outputs, trigger_mode="once", **quiet)
     current.change(None, [current], None, js=SHOW_IN_ADDRESS)
 
-    message.submit(do.send, sent, [message, *given], **quiet)
+    message.submit(do.send, sent, [ui["sent"], *given], **quiet)
+    ui["sent"].change(None, [ui["sent"]], None, js=SENT)
     message.stop(do.stop, None, None, **quiet)
     ui["new"].click(do.new, None, given, **quiet)
     ui["search"].change(do.search, [ui["search"]], None, trigger_mode="always_last", **quiet)

@@ -2,7 +2,10 @@
 (() => {
   const KEY = "hsd-unsent:";
   let shown = null;
-  let sent = false;
+  // What was sent and not yet confirmed, since when, and whether it begins a conversation.
+  let sent = null;
+  let since = 0;
+  let begun = false;
   const box = () => document.querySelector("#message textarea");
   const temporary = (id) =>
     id.startsWith("temporary-") || (id === "new" && !!document.querySelector("#history .empty.temporary"));
@@ -28,7 +31,7 @@
     const area = box();
     if (!area || id === shown) return;
     const before = shown;
-    if (before === "new" && sent && !document.querySelector("#notice .problem")) {
+    if (before === "new" && begun) {
       // The same conversation, which has a name since its first message was sent.
       try { localStorage.removeItem(KEY + before); } catch { /* storage is off */ }
       shown = id;
@@ -39,15 +42,28 @@
       try { text = localStorage.getItem(KEY + id) || ""; } catch { /* storage is off */ }
       if (before !== null || (text && !area.value)) put(area, text);
     }
-    sent = false;
+    begun = false;
   };
 
-  addEventListener("input", (event) => { if (event.target === box()) { sent = false; keep(); } });
+  // Called when a message was stored, or refused: it leaves the box, what was typed since then stays.
+  window.hsdSent = (mark) => {
+    const [area, text] = [box(), sent];
+    sent = null;
+    if (!mark.startsWith("stored")) begun = false;
+    else if (area && text && area.value.startsWith(text)) put(area, area.value.slice(text.length));
+  };
+  const sending = () => {
+    const text = box()?.value;
+    if (!text || (sent !== null && Date.now() - since < 10_000)) return;
+    [sent, since, begun] = [text, Date.now(), shown === "new"];
+  };
+
+  addEventListener("input", (event) => { if (event.target === box()) keep(); });
   addEventListener("keydown", (event) => {
-    if (event.target === box() && event.key === "Enter" && !event.shiftKey) sent = true;
+    if (event.target === box() && event.key === "Enter" && !event.shiftKey) sending();
   }, true);
   addEventListener("click", (event) => {
-    if (event.target.closest?.("#message .submit-button")) sent = true;
+    if (event.target.closest?.("#message .submit-button")) sending();
   }, true);
   addEventListener("pagehide", keep);
   // Examples and sent messages change the box without anybody typing.

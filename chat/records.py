@@ -73,9 +73,10 @@ _PRESETS = ("CREATE TABLE presets (name TEXT PRIMARY KEY, settings TEXT NOT NULL
 
 # Empty for the person whose machine it is.
 _VISITORS = ("ALTER TABLE conversations ADD COLUMN visitor TEXT NOT NULL DEFAULT ''",)
+_LIST = ("CREATE INDEX conversations_list ON conversations(visitor, pinned DESC, updated DESC) WHERE deleted IS NULL",)
 
 # Append only: a database on somebody's disk has already run the ones above.
-MIGRATIONS: tuple[tuple[str, ...], ...] = (_V1, search.TABLES, _RACES, _PRESETS, _VISITORS)
+MIGRATIONS: tuple[tuple[str, ...], ...] = (_V1, search.TABLES, _RACES, _PRESETS, _VISITORS, _LIST)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,8 @@
-"""Figures of the page, printed: `python tests/chat_bench.py latency|open|cost|speed`.
+"""Figures of the page, printed: `python tests/chat_bench.py latency|open|many|cost|speed`.
 
 latency  from the engine's event to the text in the browser, 200 messages of history, 200 tokens per second
 open     first paint, and the opening of a conversation of 2,000 messages
+many     the list, searches and a message among 5,000 conversations
 cost     processor time that the page takes in the engine's process
 speed    what the page costs the engine, in the chat's thread and in a process of its own: one reply in turn with nobody
          looking, the next with a client that reads the page's events, or with a browser. PAIRS=replies of each kind;
@@ -455,6 +456,40 @@ def opening() -> None:
         print(f"{name}: median {statistics.median(values):.2f} s, longest {max(values):.2f} s, of {len(values)}")
 
 
+def many(number: int = 5000) -> None:
+    """Thousands of conversations: what the list, a search, a new message and the next start take from the database."""
+    from chat_fakes import POEM
+
+    from chat.store import Store
+
+    path = Path(tempfile.mkdtemp()) / "chat.db"
+    store = Store(path)
+    with store.together():
+        for place in range(number):
+            conversation = store.create(f"conversation {place} about {'walrus' if place % 1000 == 7 else 'tar'}")
+            _, reply = store.add_turn(conversation, None, f"question {place}: how do I unpack it?", {})
+            store.update(reply, text=f"{place} {POEM}", state="done")
+    found = store.conversations("walrus")
+    assert len(found) == -(-(number - 7) // 1000), found
+    actions: dict[str, Callable[[], Any]] = {
+        "the list, its newest 200": lambda: store.conversations(limit=201),
+        "search for a rare word": lambda: store.conversations("walrus", 201),
+        "search for two frequent words": lambda: store.conversations("archive patience", 201),
+        "search for two letters, without the index": lambda: store.conversations("zq", 201),
+        "a message and its reply stored": lambda: store.add_turn(found[0].id, None, "and more", {}),
+        "the file opened": lambda: Store(path).close(),
+    }
+    print(f"{number} conversations, {path.stat().st_size / 1e6:.0f} MB")
+    for name, action in actions.items():
+        times = []
+        for _ in range(7):
+            begun = time.perf_counter()
+            action()
+            times.append(1000 * (time.perf_counter() - begun))
+        print(f"{name}: median {statistics.median(times):.1f} ms, longest {max(times):.1f} ms, of {len(times)}")
+    store.close()
+
+
 OPEN = """(id) => new Promise((done) => {
   const begun = performance.now();
   const look = () => {
@@ -475,6 +510,8 @@ def main(what: str, *rest: str) -> None:
         cost()
     elif what == "open":
         opening()
+    elif what == "many":
+        many()
     elif what == "speed":
         speed(
             rest or ("thread+reader", "process+reader", "thread+browser", "process+browser"),

@@ -104,3 +104,6 @@ def test_an_open_address_makes_and_prints_a_password(tmp_path: Path) -> None:
         os.kill(server.pid, signal.SIGTERM)
         output, _ = server.communicate(timeout=90)
     assert "Password: " in output and server.returncode == 143
+    assert "Every browser sees its own conversations." in output
+    # The owner's own conversations were not opened.
+    assert (tmp_path / "shared.db").exists() and not (tmp_path / "chat.db").exists()

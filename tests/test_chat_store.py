@@ -133,6 +133,14 @@ def test_a_database_from_before_the_index_is_taken_over(tmp_path: Path) -> None:
     assert store.conversations("penguin") and not store.conversations("walrus")
 
 
+def test_the_list_is_read_in_its_order_and_never_sorted(store: Store) -> None:
+    sql = (
+        "SELECT id FROM conversations c WHERE deleted IS NULL AND visitor = ? AND 1 ORDER BY pinned DESC, updated DESC"
+    )
+    steps = [row[3] for row in store.rows(f"EXPLAIN QUERY PLAN {sql} LIMIT ?", "", 200)]
+    assert len(steps) == 1 and "conversations_list" in steps[0], steps
+
+
 def test_pinned_conversations_come_first(store: Store) -> None:
     first, *_ = turn(store, "first")
     second, *_ = turn(store, "second")

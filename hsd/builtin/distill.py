@@ -6,6 +6,9 @@ import torch
 from torch import Tensor
 
 TEXT_SHARE = 0.1
+TEMPERATURE = 0.7
+"""At which acceptance is trained; the app's own default."""
+KL_SHARE = 0.5
 
 
 def soften(teacher: Tensor, targets: Tensor) -> Tensor:
@@ -39,3 +42,23 @@ def overlap(draft: Tensor, target: Tensor, temperature: float) -> Tensor:
     p = torch.softmax(target.float() / temperature, -1)
     q = torch.softmax(draft.float() / temperature, -1)
     return torch.minimum(p, q).sum(-1)
+
+
+def kept_loss(draft: Tensor, likeliest: Tensor, logs: Tensor, weights: Tensor) -> Tensor:
+    """Mean of -log(acceptance) at TEMPERATURE, and half of KL(target || draft) at temperature 1, in nats.
+
+    Acceptance itself has next to no gradient where a draft is far off; its logarithm has one everywhere.
+
+    Args:
+        draft: [places, vocabulary] logits.
+        likeliest: [places, kept] ids of the target's likeliest tokens; all others count as impossible.
+        logs: [places, kept] their log-probabilities at temperature 1.
+        weights: [places], shares of the whole.
+    """
+    found = draft.gather(1, likeliest)
+    wanted = torch.log_softmax(logs, -1)
+    divergence = (wanted.exp() * (wanted - found + draft.logsumexp(-1, keepdim=True))).sum(-1)
+    p = torch.softmax(logs / TEMPERATURE, -1)
+    q = torch.exp(found / TEMPERATURE - (draft / TEMPERATURE).logsumexp(-1, keepdim=True))
+    refusal = -torch.minimum(p, q).sum(-1).clamp(min=1e-4).log()
+    return ((KL_SHARE * divergence + refusal) * weights).sum()

@@ -10,6 +10,7 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from torch.optim import Optimizer
 from tqdm import tqdm
 from transformers import LlamaForCausalLM
 
+from hsd.builtin.kept import KeptBatch, KeptPiece, KeptStream
 from hsd.builtin.optim import Rates, optimizers, scale, set_rates
 from hsd.builtin.stream import Batch, Piece, Stream
 from hsd.errors import HsdError
@@ -59,15 +61,19 @@ class Learner:
     Args:
         model: on a GPU its embeddings are handed on in bfloat16, which halves what the additions along it move.
         compiled: compile its body; worth it where training takes minutes.
+        varied: batches have many shapes and short rows. Compiled once for all of them; attention written out
+            is then faster than torch's kernel for it.
     """
 
-    def __init__(self, model: LlamaForCausalLM, rates: Rates, compiled: bool = False) -> None:
+    def __init__(self, model: LlamaForCausalLM, rates: Rates, compiled: bool = False, varied: bool = False) -> None:
         self.model, self.rates = model, rates
         self.optimizers: list[Optimizer] = optimizers(model, rates)
         if model.device.type == "cuda":
             model.model.embed_tokens.register_forward_hook(lambda module, args, out: out.bfloat16())
+        if varied and model.device.type == "cpu":
+            model.set_attn_implementation("eager")
         if compiled:
-            model.model.compile(dynamic=False)
+            model.model.compile(dynamic=varied)
 
     def state(self) -> dict[str, Any]:
         return {"model": self.model.state_dict(), "optimizers": [o.state_dict() for o in self.optimizers]}
@@ -95,7 +101,7 @@ def logits_of(model: LlamaForCausalLM, ids: Tensor, places: Tensor) -> Tensor:
 
 def train(
     learners: dict[str, Learner],
-    stream: Stream,
+    stream: Stream | KeptStream,
     settings: Settings,
     checkpoint: Path,
     *,
@@ -106,7 +112,8 @@ def train(
 ) -> int:
     """Train until `settings.steps`, going on from `checkpoint` if it exists. Returns the step that was reached.
 
-    With a teacher the learners are trained towards what its `Soften` makes of its logits, else towards the text.
+    With a teacher the learners are trained towards what its `Soften` makes of its logits, else towards the text; kept
+    replies have the teacher's distributions with them.
     A checkpoint is written to a neighbour and renamed, so a kill at any moment leaves a whole one.
 
     Args:
@@ -125,7 +132,7 @@ def train(
             try:
                 losses = _step(learners, batch, device, pieces, teacher, scale(step, steps, settings.rates), settings)
             except torch.OutOfMemoryError:
-                if pieces >= batch.ids.shape[0]:
+                if pieces >= batch.rows:
                     raise
                 pieces *= 2
                 _forget_gradients(learners)
@@ -153,7 +160,7 @@ def train(
 
 def _step(
     learners: dict[str, Learner],
-    batch: Batch,
+    batch: Batch | KeptBatch,
     device: torch.device,
     pieces: int,
     teacher: tuple[LlamaForCausalLM, Soften] | None,
@@ -164,14 +171,10 @@ def _step(
     losses = {name: torch.zeros((), device=device) for name in learners}
     for piece in batch.pieces(pieces, settings.lightest):
         sent = piece.to(device)
-        wanted = sent.targets
-        if teacher is not None:
-            model, soften = teacher
-            with torch.no_grad():
-                wanted = soften(logits_of(model, sent.ids, sent.places), wanted)
+        measure = _measure(sent, teacher)
         for name, learner in learners.items():
             learner.model.train()
-            value = weighted_loss(logits_of(learner.model, sent.ids, sent.places), wanted, sent.weights)
+            value = measure(logits_of(learner.model, sent.ids, sent.places))
             value.backward()
             losses[name] += value.detach()
     for learner in learners.values():
@@ -181,6 +184,18 @@ def _step(
             optimizer.step()
     _forget_gradients(learners)
     return losses
+
+
+def _measure(sent: Piece | KeptPiece, teacher: tuple[LlamaForCausalLM, Soften] | None) -> Callable[[Tensor], Tensor]:
+    """What a learner's logits for this piece are worth."""
+    if isinstance(sent, KeptPiece):
+        return sent.loss
+    wanted = sent.targets
+    if teacher is not None:
+        model, soften = teacher
+        with torch.no_grad():
+            wanted = soften(logits_of(model, sent.ids, sent.places), wanted)
+    return partial(weighted_loss, wanted=wanted, weights=sent.weights)
 
 
 def _forget_gradients(learners: dict[str, Learner]) -> None:

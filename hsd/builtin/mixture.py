@@ -73,18 +73,25 @@ class Mixture:
     def _forbidden(self) -> frozenset[str]:
         return frozenset(map(questions.plain, questions.never_trained()))
 
-    def _is_forbidden(self, turns: Conversation) -> bool:
+    def is_forbidden(self, turns: Conversation) -> bool:
+        """Whether something is asked that is kept for judging."""
         return any(questions.plain(turn.content) in self._forbidden for turn in turns if turn.role == "user")
 
     def round(self, number: int) -> list[Conversation]:
         """The conversations of one round, in the order in which they are trained on."""
         rng = Random(f"{self.seed} {number}")
-        short = [turns for turns in self._short(number, rng) if not self._is_forbidden(turns)]
+        short = [turns for turns in self._short(number, rng) if not self.is_forbidden(turns)]
         rng.shuffle(short)
         joined = list(_join(short, rng))
         joined += [self._dialogue(d, rng) for d in self._take("dialogues", self.dialogues, number)]
         rng.shuffle(joined)
         return joined
+
+    def hand_written(self) -> list[str]:
+        """What people ask in the package's own data, word for word; what has names to fill in is left out."""
+        asked = [text.lstrip("~") for howto in (*self.howtos, *self.named) for text in howto.asked]
+        asked += [text for name in own.SCRIPTS for s in self.scripts[name] for ways in s.asked for text in ways]
+        return [text for text in asked if "%" not in text]
 
     def held_out(self) -> dict[str, list[Conversation]]:
         """Texts for held-out loss: known tasks in an unseen frame, unseen pages, unseen dialogues, unseen questions."""

@@ -8,6 +8,9 @@ from hsd.builtin.mixture import Shares
 from hsd.builtin.models import LADDERS, size
 from hsd.builtin.optim import Rates
 
+REPLY = 54
+"""Tokens of a prompt with its reply: the mean over 67,700."""
+
 
 @dataclass(frozen=True)
 class Preset:
@@ -18,8 +21,8 @@ class Preset:
         steps, draft_steps: of the target, and of the drafts together.
         rows, length: of a batch; a step is rows × length tokens.
         pieces: parts in which a step goes through the device; twice as many whenever memory runs out.
-        asked: conversations of a reply round that the target answers for its drafts; 0: drafts learn from text alone.
-        reply_rounds: so many, then a round of text, then the same replies again.
+        asked: replies in a round that the target writes for its drafts; 0: they learn from its passes over the text.
+        reply_rounds: so many rounds of replies; they are read again and again.
         share: of a time budget, what the target's steps may take.
         judge_every: steps between two looks at held-out loss.
         vocabulary: entries of the tokenizer.
@@ -47,7 +50,7 @@ PRESETS: dict[str, Preset] = {
     # What two cores with bfloat16 matrix units do in an hour and a half. Batches of 8,192 tokens, because Muon costs
     # the same whatever the batch and would take a third of a step of 4,096.
     "cpu": Preset(
-        "cpu", 1700, 1150, 16, 512, 4000, 6, Rates(muon=0.025), Rates(muon=0.03, adam=5e-3, warmup=50, decay=0.6),
+        "cpu", 1700, 1150, 16, 512, 4500, 15, Rates(muon=0.025), Rates(muon=0.03, adam=5e-3, warmup=50, decay=0.6),
         shares=Shares(howtos=2600, dialogues=140),
     ),
     # One stay at a large GPU: 150M and 59M tokens.
@@ -68,7 +71,9 @@ PRESETS: dict[str, Preset] = {
 
 
 def flops(preset: Preset) -> tuple[float, float]:
-    """(target, drafts): 6 FLOP per parameter and token, 2 for the target's pass over the drafts' batches."""
+    """(target, drafts): 6 FLOP per parameter and token that is learnt, 2 per parameter of the target and token of the
+    replies that it writes, or, without replies, of the drafts' batches."""
     *drafts, target = (size(shape, preset.vocabulary) for shape in LADDERS[preset.ladder].values())
     tokens = preset.rows * preset.length
-    return 6.0 * target * tokens * preset.steps, (2.0 * target + 6.0 * sum(drafts)) * tokens * preset.draft_steps
+    taught = preset.asked * preset.reply_rounds * REPLY if preset.asked else tokens * preset.draft_steps
+    return 6.0 * target * tokens * preset.steps, 2.0 * target * taught + 6.0 * sum(drafts) * tokens * preset.draft_steps

@@ -1,18 +1,15 @@
-"""The target's own replies: what is drafted in use is what the target says, not the corpus; and what is judged."""
+"""Replies that are judged, by transformers' own generation; those that drafts learn from are written by `writing`."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from tqdm import tqdm
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from hsd.builtin.conversation import Conversation, as_messages
-from hsd.builtin.stream import Encoded
-from hsd.builtin.tokenizer import WEIGHT_SCALE
 
 LONGEST_PROMPT = 384  # tokens
 LONGEST_REPLY = 128  # tokens
@@ -62,17 +59,6 @@ def answer(
                 text = str(tokenizer.decode(said, skip_special_tokens=True))
                 found[i] = Reply(prompts[i], said, text, ended)
     return [found[i] for i in sorted(found)]
-
-
-def encoded(replies: Sequence[Reply]) -> Encoded:
-    """Ids and loss weights of prompts with their replies, ready for a stream."""
-    out = []
-    for reply in replies:
-        ids = np.array(reply.prompt + reply.ids, np.uint16)
-        weights = np.array([1] * len(reply.prompt) + [WEIGHT_SCALE] * len(reply.ids), np.uint8)
-        weights[0] = 0  # nothing comes before the first token that could predict it
-        out.append((ids, weights))
-    return out
 
 
 def prompt_ids(turns: Conversation, tokenizer: PreTrainedTokenizerFast) -> list[int]:

@@ -11,25 +11,26 @@ from pathlib import Path
 import torch
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from hsd.builtin import stored, tokenizer
+from hsd.builtin import kept, stored, tokenizer
 from hsd.builtin.ahead import Workers, workers
 from hsd.builtin.budget import Budget
 from hsd.builtin.conversation import Conversation
-from hsd.builtin.distill import soften
+from hsd.builtin.distill import kept_loss, soften
+from hsd.builtin.kept import KeptStream
 from hsd.builtin.loop import PROBED, Learner, Settings, mean_loss, train
 from hsd.builtin.mixture import Mixture
 from hsd.builtin.models import LADDERS, Shape, build, size
 from hsd.builtin.optim import Rates
 from hsd.builtin.presets import Preset
-from hsd.builtin.replies import answer, encoded
 from hsd.builtin.stream import Encoded, Rounds, Stream, padded
+from hsd.builtin.unasked import written
+from hsd.builtin.writing import Writer, Written
 from hsd.errors import HsdError
 from hsd.loading.place import fast_bf16
 
 CPU = torch.device("cpu")
 TOKENIZER_ROUNDS = 3
 READY = 4  # rounds that are there before a GPU begins: a step that waits for text must not be timed
-FIRST_ASKED = 1000  # rounds from here on are only asked, never trained on as text
 
 
 @dataclass(frozen=True)
@@ -192,37 +193,39 @@ def store_target(work: Work) -> Path:
 def train_drafts(work: Work, stop_after: int | None = None) -> int:
     """Distil all drafts at once: the target's pass over a batch, the dearest part, is then made only once.
 
-    Their teacher is the target as stored, since that is what they will draft for.
+    Their teacher is the target as stored, since that is what they will draft for: what it thought while it wrote
+    replies, or, without replies, its pass over the text.
     """
     p = work.preset
-    learners = {name: Learner(work.fresh(name), p.draft_rates, work.compiled) for name in work.drafts}
+    learners = {
+        name: Learner(work.fresh(name), p.draft_rates, work.compiled, varied=p.asked > 0) for name in work.drafts
+    }
     half = torch.bfloat16 if work.device.type == "cuda" or fast_bf16() else torch.float32
-    teacher = stored.load(store_target(work), work.device, half).eval()
+    target = stored.load(store_target(work), work.device, half).eval()
     settings = work.settings(p.draft_steps, p.draft_rates, stop_after, lightest=0.5)
-    stream = _draft_stream(work, teacher)
-
-    plan, checkpoint = work.planned(p.draft_steps, 1.0), work.checkpoint("drafts")
-    return train(learners, stream, settings, checkpoint, teacher=(teacher, soften), judge=work.judge(), plan=plan)
-
-
-def _draft_stream(work: Work, teacher: LlamaForCausalLM) -> Stream:
-    """All rounds of the target's own replies, a round of text, and again; the replies are written before training."""
-    p = work.preset
+    plan, checkpoint, judge = work.planned(p.draft_steps, 1.0), work.checkpoint("drafts"), work.judge()
     if not p.asked:
-        return Stream(work.text)
+        return train(
+            learners, Stream(work.text), settings, checkpoint, teacher=(target, soften), judge=judge, plan=plan
+        )
+    measure = torch.compile(kept_loss, dynamic=True) if work.compiled else kept_loss
+    stream = KeptStream(_replies(work, target), work.seed, measure)
+    return train(learners, stream, settings, checkpoint, judge=judge, plan=plan)
+
+
+def _replies(work: Work, target: LlamaForCausalLM) -> list[Written]:
+    """All rounds of the target's replies; what is missing is written before training begins."""
     step = torch.load(work.checkpoint("target"), map_location="cpu", weights_only=True, mmap=True)["step"]
-
-    def answered(number: int) -> Encoded:
-        asked = work.mixture.round(FIRST_ASKED + number)[: p.asked]
-        found = encoded(answer(teacher, work.tokenizer, asked, seed=work.seed + number))
-        order = torch.randperm(len(found), generator=torch.Generator().manual_seed(work.seed + number)).tolist()
-        return [found[i] for i in order]
-
-    replies = Rounds(work.folder / f"replies-{work.seed}-{step}", answered)
-    for number in range(p.reply_rounds):
-        replies(number)
-    every = p.reply_rounds + 1
-    return Stream(lambda n: work.text(n // every) if n % every == p.reply_rounds else replies(n % every))
+    folder, found = work.folder / f"kept-{work.seed}-{step}", []
+    writer = Writer(target)
+    for number in range(work.preset.reply_rounds):
+        path = folder / f"round-{number:04d}.npz"
+        if not path.exists():
+            kept.keep(
+                path, written(writer, work.mixture, work.tokenizer, number, work.preset.asked, work.seed + number)
+            )
+        found += kept.read(path)
+    return found
 
 
 def export(work: Work, out: Path) -> None:

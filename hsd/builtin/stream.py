@@ -54,6 +54,11 @@ class Batch:
     targets: Tensor
     weights: Tensor
 
+    @property
+    def rows(self) -> int:
+        """How many."""
+        return int(self.ids.shape[0])
+
     def pieces(self, count: int, lightest: float = 0.0) -> Iterator[Piece]:
         """The rows in `count` parts, with the targets that weigh more than `lightest`."""
         whole = max(float(self.weights[self.weights > lightest].sum()), 1.0)

@@ -35,7 +35,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--minutes", type=float, help="time for everything, over all calls; steps are cut to fit")
     p.add_argument("--steps", type=int, help="steps of the target")
     p.add_argument("--draft-steps", type=int, help="steps of the drafts, which are trained together")
-    p.add_argument("--replies", type=int, help="replies of the target in a round for the drafts")
+    p.add_argument("--replies", type=int, help="replies in a round that the target writes for its drafts; 0: none")
     p.add_argument("--stop-after", type=int, help="pause the stage after this step")
     p.add_argument("--rows", type=int, help="rows of a batch")
     p.add_argument("--length", type=int, help="tokens of a row")

@@ -75,6 +75,20 @@ def test_what_is_typed_while_a_message_is_on_its_way_stays(page: Any, server: Sc
     ]
 
 
+def test_a_reply_that_ends_takes_the_focus_from_nobody(page: Any, server: Scripted) -> None:
+    fresh(page)
+    send(page, "a medium one, unwatched")
+    page.wait_for_selector("#running .prose")
+    page.click("#search input, #search textarea")
+    page.keyboard.type("unwat")
+    page.wait_for_selector("#history .meta")
+    page.keyboard.type("ched")
+    page.wait_for_timeout(300)
+    assert page.input_value("#search input, #search textarea") == "unwatched"
+    assert page.evaluate("!!document.activeElement.closest('#search')")
+    page.fill("#search input, #search textarea", "")
+
+
 def test_back_and_forward_open_what_was_open(page: Any, server: Scripted) -> None:
     for title in ("first of two", "second of two"):
         fresh(page)

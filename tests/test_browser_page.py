@@ -266,8 +266,8 @@ def test_visitors_with_one_password_see_their_own_conversations_alone(browser: A
     ):
         ann.wait_for_selector(".dot.ready")
         shoot(ann, "guest-light")
-        assert "you see your own conversations alone" in ann.inner_text("#head .shared")
-        assert "kept on the machine that runs this chat" in ann.inner_text(".empty")
+        assert "whoever runs it can read what you write" in ann.inner_text("#head .shared")
+        assert "kept on the machine that runs this" in ann.inner_text(".empty")
         assert ann.locator("#own, #preset-buttons, [data-action=unload], .families").count() == 0
         send(ann, "an endless secret")
         ann.wait_for_selector("#running .prose")

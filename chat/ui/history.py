@@ -161,11 +161,8 @@ def _item(action: str, label: str) -> str:
 
 def banner(until: str) -> str:
     """Stands at the head of a chat that others share: who can read what is written, and until when it is there."""
-    end = f" This link ends {escape(until)}." if until else ""
-    return (
-        '<p class="quiet shared">Shared: you see your own conversations alone; whoever runs this machine can read '
-        f"them.{end}</p>"
-    )
+    end = f" It ends {escape(until)}." if until else ""
+    return f'<p class="quiet shared">A shared chat: whoever runs it can read what you write.{end}</p>'
 
 
 def empty(

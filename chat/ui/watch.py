@@ -173,7 +173,7 @@ def _history(session: Session, tab: Tab) -> str:
     back = history.taken_back() if snapshot.undone else ""
     if not snapshot.messages and snapshot.live is None:
         kept = (
-            "What you write is kept on the machine that runs this chat."
+            "You see your own conversations alone; they are kept on the machine that runs this."
             if session.guests
             else "Everything stays on this machine."
         )

@@ -260,7 +260,7 @@ def test_a_temporary_chat_is_not_listed_and_is_forgotten_when_left(browser: Any,
 
 def test_visitors_with_one_password_see_their_own_conversations_alone(browser: Any, tmp_path: Path) -> None:
     with (
-        scripted(tmp_path, pause=0.04, password="sesame") as server,
+        scripted(tmp_path, pause=0.15, password="sesame") as server,
         tab(browser, server.address, "sesame") as ann,
         tab(browser, server.address, "sesame") as bob,
     ):

@@ -186,6 +186,8 @@ def launch(session: Session, arguments: Arguments, password: str | None) -> tupl
             quiet=True,
             show_error=True,
             footer_links=[],
+            # Files are read in the browser; nobody fills this disk by uploading.
+            max_file_size=1,
             run_history=False,
             enable_monitoring=False,
             ssr_mode=False,

@@ -27,10 +27,10 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def answer(port: int, path: str = "/", **headers: str) -> tuple[int, str]:
+def answer(port: int, path: str = "/", body: bytes | None = None, **headers: str) -> tuple[int, str]:
     """(status, text) of a page; status 0 where nobody answers."""
     try:
-        with urlopen(Request(f"http://127.0.0.1:{port}{path}", headers=headers), timeout=5) as response:
+        with urlopen(Request(f"http://127.0.0.1:{port}{path}", body, headers), timeout=5) as response:
             return response.status, response.read().decode()
     except OSError as error:
         return getattr(error, "code", 0), ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import time
@@ -253,3 +254,14 @@ def test_neither_torch_nor_gradio_is_imported_before_it_is_needed() -> None:
         "import chat.ui.page; assert 'torch' not in sys.modules and 'transformers' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).resolve().parent.parent)
+
+
+def test_every_test_that_the_documentation_names_exists() -> None:
+    folder = Path(__file__).parent
+    text = (folder.parent / "docs" / "chat.md").read_text(encoding="utf-8")
+    named = re.findall(r"`(\w+)::(\w+)`", text)
+    assert len(named) > 40
+    for file, test in named:
+        name = file.replace("b_", "browser_") if file.startswith("b_") else re.sub("^c_", "chat_", file)
+        source = (folder / f"test_{name}.py").read_text(encoding="utf-8")
+        assert f"def test_{test}(" in source, f"{file}::{test}"

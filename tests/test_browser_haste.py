@@ -155,7 +155,7 @@ def test_a_page_that_is_reloaded_again_and_again_loses_nothing(page: Any, server
     fresh(page)
     send(page, "a long one, reloaded")
     page.wait_for_selector("#running .prose")
-    for wait in (0, 40, 150, 400):
+    for wait in (0, 60, 300):
         page.wait_for_timeout(wait)
         page.reload()
     page.wait_for_selector("#history .meta", timeout=60_000)

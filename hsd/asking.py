@@ -91,7 +91,7 @@ def complete(asked: Asked, planner: Planner) -> Request:
         )
     if stop and asked.plan == "auto":
         plan = planner.uncapped(plan)
-    frozen = "" if params.seed is None else planner.frozen(plan, params.temperature, length)
+    frozen = None if params.seed is None else planner.frozen(plan, params.temperature, length)
     if params.seed is None:
         params = replace(params, seed=secrets.randbits(31))
     rest = (asked.verification, 0.0, stop, forecast, asked.dropped, asked.cancel, asked.plain, watch, frozen)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
+
 from hsd.errors import HsdError, ModelError
-from hsd.hierarchy import failed_pass
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,3 +38,25 @@ def understand(failure: Exception, target: str) -> Failure:
     if "CUDA error" in text or "device-side assert" in text or type(cause).__name__ == "AcceleratorError":
         broken = f"The GPU stopped working for this program ({text.splitlines()[0][:120]})."
     return Failure(error, True, broken)
+
+
+def failed_pass(level: str, error: Exception) -> ModelError:
+    """What to tell a person of an exception inside a model."""
+    first = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+    return ModelError(level, f"the forward pass failed: {first}.", _advice(error))
+
+
+def _advice(error: Exception) -> str:
+    if isinstance(error, MemoryError | torch.OutOfMemoryError) or "out of memory" in str(error).lower():
+        return "Shorten the conversation, choose a smaller context, or leave a draft out."
+    return "Send the message again; if it fails again, load the family anew."
+
+
+def no_distribution(level: str) -> ModelError:
+    """What to tell a person of logits from which nothing can be drawn."""
+    return ModelError(
+        level,
+        "its next-token distribution is empty or not finite.",
+        "Either the model computes NaN (try another dtype or quantization), or the banned ids and biases leave "
+        "no token at all.",
+    )

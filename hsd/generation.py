@@ -12,9 +12,10 @@ import torch
 
 from hsd.conversations import Conversation
 from hsd.errors import HsdError
-from hsd.hierarchy import Hierarchy, Round, failed_pass
+from hsd.failures import failed_pass
+from hsd.hierarchy import Hierarchy
 from hsd.kernels import Kernels
-from hsd.levels import TokenSequence, make_levels
+from hsd.levels import Round, TokenSequence, make_levels
 from hsd.params import SamplingParams
 from hsd.planning import StopRule
 from hsd.prompts import Tokenizer
@@ -53,7 +54,7 @@ class Request:
         cancel: set from anywhere to end the reply within one round.
         plain: what the same prompt cost when it was decoded plainly; None leaves the baseline to an estimate.
         watch: may change the plan between two rounds; None keeps it to the end.
-        frozen: for a reply with a seed, what its plan rests on, JSON; stored with it.
+        frozen: for a reply with a seed, gives what its plan rests on, JSON; stored with it.
     """
 
     prompt: tuple[int, ...]
@@ -67,7 +68,7 @@ class Request:
     cancel: threading.Event = field(default_factory=threading.Event)
     plain: ReplyStats | None = None
     watch: Watch | None = None
-    frozen: str = ""
+    frozen: Callable[[], str] | None = None
 
 
 class _Clock:
@@ -139,7 +140,7 @@ class Generation:
         self._origins: list[str] = []
         self._first_token: float | None = None
         self._clock = _Clock(request.spent)
-        self._prefilled = 0.0
+        self._prefilled = self._seconds = 0.0
         self.target_prefill_seconds = 0.0
         self._chain: Hierarchy | None = None
         self._past: list[tuple[LevelStats, ...]] = []  # of chains that were left
@@ -158,6 +159,7 @@ class Generation:
             return
         try:
             yield from self._decode()
+            self._seconds = self._clock.seconds  # the last token is out; what follows is bookkeeping
         finally:
             chains = [*self._past, self._chain.statistics() if self._chain else ()]
             self._levels = merged(chains, list(self._conversation.models))
@@ -217,7 +219,7 @@ class Generation:
             plain_ms: ms of plain steps of the target at given context lengths, added up. The baseline is the target's
                 own time on the prompt and one such step per token.
         """
-        request, seconds = self.request, self._clock.seconds
+        request, seconds = self.request, self._seconds or self._clock.seconds
         plain = None
         if self._ids and error is None and request.plain:
             plain = request.plain.prefill_seconds + request.plain.decode_seconds * len(self._ids) / request.plain.tokens
@@ -239,6 +241,7 @@ class Generation:
             prefill_seconds=self._prefilled,
             decode_seconds=seconds - self._prefilled,
             model_seconds=sum(level.seconds for level in self._levels),
+            outside_seconds=seconds - sum(reader.meter.since(0)[2] for reader in self.readers.values()),
             forecast_ms_per_token=request.forecast_ms,
             verification=request.verification,
         )

@@ -15,30 +15,20 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from hsd.errors import HsdError, ModelError
-from hsd.levels import Level, TokenSequence
+from hsd.errors import HsdError
+from hsd.failures import failed_pass, no_distribution
+from hsd.levels import Level, Round, TokenSequence
 from hsd.lookup import SuffixIndex
 from hsd.planning import StopRule
-from hsd.runtime import Drafting, Reader
+from hsd.runtime import Drafting, Reader, rounds
+from hsd.runtime.rounds import FailedRoundError, Rounds
 from hsd.sampling import Sampler
 from hsd.types import LevelStats
 from hsd.verify import NoDistributionError, Rows, Verdict, verify
-
-
-@dataclass(frozen=True, slots=True)
-class Round:
-    """One round of the target: the tokens that it emitted, who had proposed each, and how long the block was."""
-
-    tokens: list[int]
-    origins: list[str]
-    proposed: int
-    accepted: int
-    seconds: float
 
 
 class Hierarchy:
@@ -68,6 +58,7 @@ class Hierarchy:
         stop: StopRule | None = None,
     ) -> None:
         self.levels = list(levels)
+        self._names = [level.name for level in self.levels]
         self.sequence = sequence
         self._sampler = sampler
         self._end_ids = frozenset(end_ids)
@@ -80,18 +71,26 @@ class Hierarchy:
         # A first level that can draft whole blocks does, where tokens are drawn on its own device; the settings are the
         # same for all of them.
         settings = Drafting(sampler.scale, sampler.vocab, self._end_ids, stop) if sampler.at_once else None
-        first = self.levels[0].source
-        here = isinstance(first, Reader) and first.model.device.type == torch.device(sampler.device).type
+        first, device = self.levels[0].source, torch.device(sampler.device).type
+        here = isinstance(first, Reader) and first.model.device.type == device
         self._how = settings if here else None
-        self._judging = settings if torch.device(sampler.device).type == "cpu" else None
-        self._marks = [len(level.source.meter.passes) if isinstance(level.source, Reader) else 0 for level in levels]
+        self._judging = settings if device == "cpu" else None
+        self._rounds = self._made_rounds() if self._judging else None
+        self._marks = [level.mark() for level in self.levels]
+
+    def _made_rounds(self) -> Rounds | None:
+        readers = [level.source for level in self.levels if isinstance(level.source, Reader)]
+        if len(readers) < len(self.levels) or self._judging is None:
+            return None
+        thresholds = [level.threshold for level in self.levels[:-1]]
+        prompt = self.sequence.prompt_length
+        return rounds.make(readers, thresholds, self._judging, self._rule, prompt, self._limit, self._toss)
 
     @property
     def finished(self) -> bool:
         """Whether nothing more may be drawn: the sequence ends with an end token, or is as long as it may be."""
         return self._ended() or len(self.sequence.tokens) >= self._limit
 
-    @torch.inference_mode()
     def round(self) -> Round:
         """One round of the target: a block from below, one verifying pass, at least one new token.
 
@@ -99,7 +98,38 @@ class Hierarchy:
             ModelError: a level's logits are no distribution, or its forward failed. The sequence and every cache are
                 cut back to what was committed before.
         """
-        start, begun = len(self.sequence.tokens), time.perf_counter()
+        begun = time.perf_counter()
+        found = self._at_once() if self._rounds else None
+        tokens, origins, proposed, accepted = found or self._level_by_level()
+        return Round(tokens, origins, proposed, accepted, time.perf_counter() - begun)
+
+    def _at_once(self) -> tuple[list[int], list[str], int, int] | None:
+        """The round in one call of the runtime, where it can: the same tokens of the same coins."""
+        assert self._rounds is not None
+        sequence, names = self.sequence, self._names
+        try:
+            played = self._rounds.play(sequence.tokens)
+        except FailedRoundError as failure:
+            level = self.levels[failure.level]
+            if not failure.unknown:
+                raise no_distribution(level.name) from None
+            raise failed_pass(level.name, IndexError("a token id is none of those that it knows")) from None
+        if played is None:
+            self._gather()
+            self._tossed[:0] = self._rounds.leave()
+            if not self._rounds.current:
+                self._rounds = None
+            return None
+        tokens, origins, proposed, accepted = played
+        drawn_by = [names[at] for at in origins]
+        sequence.tokens += tokens
+        sequence.origins += drawn_by
+        return tokens, drawn_by, proposed, accepted
+
+    @torch.inference_mode()
+    def _level_by_level(self) -> tuple[list[int], list[str], int, int]:
+        """The round, pass after pass: see `Round`."""
+        start = len(self.sequence.tokens)
         held = [(level.source, len(level.source)) for level in self.levels]
         try:
             proposed, accepted = self._verify(len(self.levels) - 1)
@@ -114,9 +144,8 @@ class Hierarchy:
             raise
         self.levels[-1].rows.clear()
         self._settle()
-        tokens = self.sequence.tokens[start:]
         origins = self.sequence.origins[start - self.sequence.prompt_length :]
-        return Round(tokens, origins, proposed, accepted, time.perf_counter() - begun)
+        return self.sequence.tokens[start:], origins, proposed, accepted
 
     def _verify(self, at: int) -> tuple[int, int]:
         """Level `at` takes a block from below, verifies it in one pass, and appends one token of its own.
@@ -159,7 +188,7 @@ class Hierarchy:
         try:
             return verify(block, below, rows, coins, self._rule, self._sampler.kernels), rows
         except NoDistributionError:
-            raise self._no_distribution(level) from None
+            raise no_distribution(level.name) from None
 
     def _decide_at_once(
         self, level: Level, reader: Reader, how: Drafting, below: Rows, coins: list[float]
@@ -183,7 +212,7 @@ class Hierarchy:
             return None
         accepted, token, best = decided
         if token < 0:
-            raise self._no_distribution(level)
+            raise no_distribution(level.name)
         return Verdict(accepted, token), best if out is None else out
 
     def _fill(self, at: int) -> None:
@@ -197,8 +226,10 @@ class Hierarchy:
         start, room = len(tokens), self._room(at)
         while len(tokens) - start < level.threshold and len(tokens) < room and not self._ended():
             if isinstance(level.source, SuffixIndex):
-                if not self._look_up(level, level.source):
-                    return
+                token = level.look_up(level.source)
+                if token is None:
+                    return None
+                self._append(token, level)
             elif at == 0:
                 self._draft(level)
             else:
@@ -223,7 +254,7 @@ class Hierarchy:
         if drafted is None:
             return False
         if drafted[-1] < 0:
-            raise self._no_distribution(level)
+            raise no_distribution(level.name)
         del self._tossed[: len(drafted)]
         level.rows.append(list(drafted) if rows is None else rows[: len(drafted)])
         self.sequence.extend(drafted, level.name)  # a chain that begins with a model has no lookup
@@ -249,21 +280,10 @@ class Hierarchy:
         coin = self._toss()
         token, row, confidence = self._sampler.draw(logits, self.sequence.tokens, coin, out, measured)
         if token < 0:
-            raise self._no_distribution(level)
+            raise no_distribution(level.name)
         level.rows.append(row)
         self._append(token, level)
         return confidence
-
-    def _look_up(self, level: Level, index: SuffixIndex) -> bool:
-        """A lookup proposes the token that followed the same words before; False if there were none."""
-        begun = time.perf_counter()
-        token = index.propose()
-        if token is not None:
-            self._append(token, level)
-            level.rows.append([token])
-            level.lookups += 1
-        level.lookup_seconds += time.perf_counter() - begun
-        return token is not None
 
     def _distributions(self, level: Level, n: int) -> Rows:
         """The level's distributions of the tokens behind the last `n` prefixes of the sequence."""
@@ -310,35 +330,15 @@ class Hierarchy:
         """Longest sequence that level `at` may make: a draft leaves the last place to the target's own token."""
         return self._limit - (at < len(self.levels) - 1)
 
-    def _no_distribution(self, level: Level) -> ModelError:
-        return ModelError(
-            level.name,
-            "its next-token distribution is empty or not finite.",
-            "Either the model computes NaN (try another dtype or quantization), or the banned ids and biases leave "
-            "no token at all.",
-        )
+    def _gather(self) -> None:
+        """Takes over what rounds in one call have counted."""
+        if self._rounds:
+            self._rounds.note_passes()
+            for level, (proposed, accepted) in zip(self.levels, self._rounds.verdicts(), strict=True):
+                level.proposed += proposed
+                level.accepted += accepted
 
     def statistics(self) -> tuple[LevelStats, ...]:
         """What every level did since this chain was made, cheapest first."""
-        out = []
-        for level, mark in zip(self.levels, self._marks, strict=True):
-            if isinstance(level.source, Reader):
-                passes = level.source.meter.passes[mark:]
-                seconds, width = sum(p.seconds for p in passes), sum(p.width for p in passes) / max(len(passes), 1)
-                count = len(passes)
-            else:
-                seconds, width, count = level.lookup_seconds, 0.0, level.lookups
-            out.append(LevelStats(level.name, level.proposed, level.accepted, count, seconds, width))
-        return tuple(out)
-
-
-def failed_pass(level: str, error: Exception) -> ModelError:
-    """What to tell a person of an exception inside a model."""
-    first = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
-    return ModelError(level, f"the forward pass failed: {first}.", _advice(error))
-
-
-def _advice(error: Exception) -> str:
-    if isinstance(error, MemoryError | torch.OutOfMemoryError) or "out of memory" in str(error).lower():
-        return "Shorten the conversation, choose a smaller context, or leave a draft out."
-    return "Send the message again; if it fails again, load the family anew."
+        self._gather()
+        return tuple(level.statistics(mark) for level, mark in zip(self.levels, self._marks, strict=True))

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from hsd import scoring
 from hsd.conversations import Conversation
 from hsd.generation import Generation, Request
-from hsd.hierarchy import Round
+from hsd.levels import Round
 from hsd.planner import Planner
 from hsd.planning import Work
 from hsd.sampling import Sampler
@@ -206,5 +206,5 @@ def record_of(reply: Reply, request: Request, rounds: Sequence[Round], family: s
         thresholds=tuple(last.get(level.name) for level in stats.levels),
         rounds=tuple((r.proposed, r.accepted, r.seconds * 1000) for r in rounds),
         seed=reply.seed,
-        planner_json=request.frozen,
+        planner_json=request.frozen() if request.frozen else "",
     )

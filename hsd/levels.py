@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,7 +13,7 @@ from torch import Tensor
 from hsd.lookup import SuffixIndex
 from hsd.runtime import Reader
 from hsd.sampling import Sampler
-from hsd.types import LOOKUP
+from hsd.types import LOOKUP, LevelStats
 from hsd.verify import Rows
 
 
@@ -34,6 +36,16 @@ class TokenSequence:
     def cut(self, length: int) -> None:
         del self.tokens[length:]
         del self.origins[length - self.prompt_length :]
+
+
+class Round(NamedTuple):
+    """One round of the target: the tokens that it emitted, who had proposed each, and how long the block was."""
+
+    tokens: list[int]
+    origins: list[str]
+    proposed: int
+    accepted: int
+    seconds: float
 
 
 @dataclass(slots=True)
@@ -84,6 +96,27 @@ class Level:
         if dense:
             return dense[0] if len(dense) == 1 else torch.cat(dense)
         return [token for part in rows for token in part]
+
+    def look_up(self, index: SuffixIndex) -> int | None:
+        """The token that followed the same words before; None if there were none."""
+        begun = time.perf_counter()
+        token = index.propose()
+        if token is not None:
+            self.rows.append([token])
+            self.lookups += 1
+        self.lookup_seconds += time.perf_counter() - begun
+        return token
+
+    def mark(self) -> int:
+        """Passes that it has made so far."""
+        return len(self.source.meter.passes) if isinstance(self.source, Reader) else 0
+
+    def statistics(self, mark: int) -> LevelStats:
+        """What it did, with its passes since there were `mark`."""
+        count, tokens, seconds = self.lookups, 0, self.lookup_seconds
+        if isinstance(self.source, Reader):
+            count, tokens, seconds = self.source.meter.since(mark)
+        return LevelStats(self.name, self.proposed, self.accepted, count, seconds, tokens / max(count, 1))
 
 
 def make_levels(

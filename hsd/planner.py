@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -64,6 +64,7 @@ class Planner:
         self._decisions: dict[tuple[str, int], Decision] = {}
         self._replies_since: dict[tuple[str, int], int] = {}
         self._calibrations: dict[tuple[str, str, str], Calibration | None] = {}
+        self._rules: dict[str, dict[tuple[Plan, int], StopRule]] = {}  # by bucket of temperature; as old as the grounds
         self._grounds: dict[tuple[str, int], Ground] = {}
         self._replayed: dict[str, bool] = {}  # bucket -> whether the last decision rests on a replay
         self._scored_at: dict[tuple[str, int], int] = {}
@@ -159,6 +160,7 @@ class Planner:
         self._replies_since[key] = 0
         self._scored_at[key] = self._stats.scored
         self._calibrations.clear()
+        self._rules.clear()
         self.stop_rule(decision.plan, temperature, context)  # fitted now, not while somebody waits for a first token
         return decision
 
@@ -166,23 +168,29 @@ class Planner:
         """What the last decision rested on: costs, acceptances with priors, and whether all of them were sure."""
         return self._grounds[temperature_bucket(temperature), bucket(context)]
 
-    def frozen(self, plan: Plan, temperature: float, context: int = 0) -> str:
-        """What a reply with a seed rests on, to be stored with it: its plan and the costs and rates behind it, JSON."""
-        key = temperature_bucket(temperature), bucket(context)
-        costs, rates, certain = self._grounds.get(key, ({}, {}, False))
-        values = {
-            "plan": str(plan),
-            "costs_ms": {name: [round(ms, 4) for ms in times] for name, times in costs.items()},
-            "acceptances": {">".join(pair): round(rate, 4) for pair, rate in rates.items()},
-            "certain": certain,
-        }
-        return json.dumps(values)
+    def frozen(self, plan: Plan, temperature: float, context: int = 0) -> Callable[[], str]:
+        """What a reply with a seed rests on, to be stored with it: its plan and the costs and rates behind it, JSON.
+
+        Written out when it is called, after the reply: what it says is what was known before it.
+        """
+        costs, rates, certain = self._grounds.get((temperature_bucket(temperature), bucket(context)), ({}, {}, False))
+        return lambda: json.dumps(
+            {
+                "plan": str(plan),
+                "costs_ms": {name: [round(ms, 4) for ms in times] for name, times in costs.items()},
+                "acceptances": {">".join(pair): round(rate, 4) for pair, rate in rates.items()},
+                "certain": certain,
+            }
+        )
 
     def stop_rule(self, plan: Plan, temperature: float, context: int = 0) -> StopRule | None:
         """When the first level of a plan stops drafting by value; None for a lookup, and until it is calibrated."""
         if not plan.drafts or plan.drafts[0].name == LOOKUP or not self.profile.measured:
             return None
         first, above, name = plan.names[0], plan.names[1], temperature_bucket(temperature)
+        ground = self._grounds.get((name, bucket(context)))
+        if ground and (plan, bucket(context)) in self._rules.get(name, {}):
+            return self._rules[name][plan, bucket(context)]
         if (name, first, above) not in self._calibrations:
             last = len(self.evidence.sequences(temperature))
             samples = self._stats.calibrations(self.family, name, first, above, last=last) if last else []
@@ -190,12 +198,14 @@ class Planner:
         calibration = self._calibrations[name, first, above]
         if calibration is None or calibration.positions < SURE_POSITIONS:
             return None
-        ground = self._grounds.get((name, bucket(context)))
         costs = ground[0] if ground else self.profile.costs(temperature == 0, context)
         pair = Plan(above, plan.drafts[:1])
         token_ms = planning.expected_ms_per_token(pair, costs, {(first, above): calibration.mean})
         column_ms = (costs[above][_COLUMNS] - costs[above][1]) / (_COLUMNS - 1)  # widths 2 to 9: verifying passes
-        return StopRule(calibration, token_ms, costs[first][0] + max(column_ms, 0.0))
+        rule = StopRule(calibration, token_ms, costs[first][0] + max(column_ms, 0.0))
+        if ground:
+            self._rules.setdefault(name, {})[plan, bucket(context)] = rule
+        return rule
 
     def uncapped(self, plan: Plan) -> Plan:
         """The plan with room for its first level to go on where it is sure: the stop rule ends most blocks earlier."""

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from hsd.hierarchy import failed_pass
+from hsd.failures import failed_pass
 from hsd.planning import Overhead, Work, fit_overhead, with_overhead
 from hsd.runtime import MAX_WIDTH, LanguageModel, Pass
 from hsd.runtime.costs import StepCosts, bucket

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from hsd.errors import PromptError
@@ -51,6 +51,7 @@ class Prompts:
         self._system = system
         self._remember = remember
         self._replies: dict[str, tuple[int, ...]] = {}
+        self._ids_in = _encoder(tokenizer)
 
     def note(self, text: str, ids: Sequence[int]) -> None:
         """Remembers that a reply's text was generated as these ids; not where a stop string cut the text."""
@@ -198,7 +199,7 @@ class Prompts:
             ) from error
 
     def _encode(self, text: str, add_special_tokens: bool) -> list[int]:
-        return list(self._tokenizer.encode(text, add_special_tokens=add_special_tokens)) if text else []
+        return self._ids_in(text, add_special_tokens) if text else []
 
     @staticmethod
     def _checked(messages: Sequence[Message]) -> list[Message]:
@@ -217,6 +218,23 @@ class Prompts:
         if not _begun(messages)[0]:
             raise PromptError("There is a reply without a message before it.", "Put the user's message before it.")
         return list(messages)
+
+
+def _encoder(tokenizer: Tokenizer) -> Callable[[str, bool], list[int]]:
+    """`tokenizer.encode`, without the layers above it where those do nothing: a short reply feels them."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    usual = getattr(type(tokenizer), "_encode_plus", None)
+    plain = getattr(usual, "__module__", "").startswith("transformers.tokenization_utils")
+    # A model's own tokenizer may encode in its own way; what cuts or pads is set anew at every call.
+    if backend is None or not plain or getattr(tokenizer, "split_special_tokens", False):
+        return lambda text, special: list(tokenizer.encode(text, add_special_tokens=special))
+
+    def encode(text: str, special: bool) -> list[int]:
+        if backend.truncation is None and backend.padding is None:
+            return list(backend.encode(text, add_special_tokens=special).ids)
+        return list(tokenizer.encode(text, add_special_tokens=special))
+
+    return encode
 
 
 def _begun(messages: Sequence[Message]) -> tuple[list[Message], Message | None]:

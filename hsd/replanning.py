@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from hsd import planning
-from hsd.hierarchy import Round
+from hsd.levels import Round
 from hsd.planning import Ranked, StopRule
 from hsd.types import LOOKUP, Plan
 

@@ -37,7 +37,13 @@ class TextStream:
         """Takes new token ids; returns the text that can be shown, and how many of the ids belong to the reply."""
         if not self._stop:
             self._ids += ids
-            return self._give(self._new_text()), len(ids)
+            # What follows is `_new_text` where all characters are whole, in a line: it runs once a round.
+            text = self._decode(self._ids[self._begin :], skip_special_tokens=True)
+            if len(self._ids) - self._begin > _WINDOW or text.endswith(_UNFINISHED):
+                return self._give(self._new_text()), len(ids)
+            shown, self._before, self._read = text[len(self._before) :], text, len(self._ids)
+            self.text += shown
+            return shown, len(ids)
         shown = ""
         for used, token in enumerate(ids, 1):
             self._ids.append(token)

@@ -188,6 +188,8 @@ class ReplyStats:
         prefill_seconds: time spent reading the prompt, all levels.
         decode_seconds: time spent after the prompt was read.
         model_seconds: time inside model forwards after the prompt was read, all levels.
+        outside_seconds: of `seconds`, what passed outside model forwards, from the call on: the prompt's text and ids,
+            choosing the plan, drawing, verifying, text.
         forecast_ms_per_token: what the planner expected of the plan; None where it did not say.
         verification: rule used above T = 0: "block" or "token".
     """
@@ -207,6 +209,7 @@ class ReplyStats:
     prefill_seconds: float = 0.0
     decode_seconds: float = 0.0
     model_seconds: float = 0.0
+    outside_seconds: float = 0.0
     forecast_ms_per_token: float | None = None
     verification: Verification = "block"
 

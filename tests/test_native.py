@@ -5,8 +5,11 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import os
 import random
 import shutil
+import subprocess
+import sys
 from contextlib import contextmanager
 
 import models as tiny
@@ -22,7 +25,7 @@ from hsd.levels import TokenSequence, make_levels
 from hsd.loading.source import held_bytes, read_model
 from hsd.lookup import SuffixIndex
 from hsd.planning.stopping import Calibration, StopRule
-from hsd.runtime import Drafting, LeanModel, Reader, building, native, wrap
+from hsd.runtime import Drafting, LeanModel, Reader, building, layout, native, rounds, wrap
 from hsd.runtime.compiled import CompiledSteps
 from hsd.runtime.drawing import NativeKernels
 from hsd.runtime.native import Library, refusal
@@ -263,6 +266,7 @@ def test_blocks_drafted_in_one_call_are_those_drafted_token_by_token(root, monke
         assert whole is not None
         stop = StopRule(Calibration(tuple(0.05 + 0.08 * i for i in range(12)), 0.8, 900), 1.0, 0.3)
         seen, blocks = [], []
+        monkeypatch.setattr(rounds, "make", lambda *_: None)
         monkeypatch.setattr(type(lean), "draft", told(type(lean).draft, blocks))
         for drafter in (whole, None):
             lean._draft = drafter
@@ -284,6 +288,7 @@ def test_blocks_judged_in_one_call_get_the_verdicts_of_three(root, monkeypatch, 
         judged, plans = [], ("small:6>big", "small:3>medium:5>big", "lookup:3>medium:4>big", "small:20>big")
         whole = LeanModel.judge
         seen = []
+        monkeypatch.setattr(rounds, "make", lambda *_: None)
         for at_once in (True, False):
             monkeypatch.setattr(LeanModel, "judges", lambda self, width, on=at_once: on and width in self._judges)
             monkeypatch.setattr(LeanModel, "judge", lambda self, *rest: judged.append(self.name) or whole(self, *rest))
@@ -297,6 +302,97 @@ def test_blocks_judged_in_one_call_get_the_verdicts_of_three(root, monkeypatch, 
         assert {"medium", "big"} == set(judged) and len(judged) > 60
 
 
+CHAINS = ("big", "small:6>big", "small:20>big", "medium:2>big", "small:3>medium:5>big", "small:1>medium:1>big")
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.9])
+@pytest.mark.parametrize("rule", ["block", "token"])
+@pytest.mark.parametrize("early_stop", [False, True])
+def test_rounds_in_one_call_are_those_of_level_by_level(root, monkeypatch, temperature, rule, early_stop):
+    """Same coins, same tokens by the same levels, same passes; to the end of the text and to the limit."""
+    stop = StopRule(Calibration(tuple(0.05 + 0.08 * i for i in range(12)), 0.8, 900), 1.0, 0.3) if early_stop else None
+    with engine_with_native_steps(root, monkeypatch, "qwen3", 5, 0.2) as engine:
+        played, play, make = [], rounds.Rounds.play, rounds.make
+
+        def counted(self, tokens):
+            before, left = len(tokens), self._round.tossed
+            done = play(self, tokens)
+            assert done and len(done.tokens) <= self._most and before + len(done.tokens) <= 90
+            assert self._round.tossed - left <= self._coins or left == self._ahead
+            played.append(done)
+            return done
+
+        monkeypatch.setattr(rounds.Rounds, "play", counted)
+        seen = []
+        for maker in (make, lambda *_: None):
+            monkeypatch.setattr(rounds, "make", maker)
+            replies = [one_reply(engine, plan, temperature, turn, stop, rule) for turn in range(4) for plan in CHAINS]
+            seen.append((replies, len(played)))
+        assert seen[0][0] == seen[1][0]
+        assert seen[0][1] == seen[1][1] > 150  # all of the first kind, none of the second
+
+
+def test_a_reply_goes_on_where_rounds_in_one_call_cannot(root, monkeypatch):
+    """Steps that are replaced inside a reply, a level with much to catch up with, and a chain that is too deep."""
+    with engine_with_native_steps(root, monkeypatch, "qwen2", 6, 0.2) as engine:
+        alone = one_reply(engine, "small:3>medium:5>big", 0.9, 1, None)
+        model, play, done = engine._models["medium"], rounds.Rounds.play, []
+
+        def interrupted(self, tokens):
+            if len(done) == 3:
+                model.use(dict(model.steps), "native", model._draft)
+            done.append(play(self, tokens))
+            return done[-1]
+
+        monkeypatch.setattr(rounds.Rounds, "play", interrupted)
+        assert one_reply(engine, "small:3>medium:5>big", 0.9, 1, None) == alone
+        assert [bool(found) for found in done] == [True, True, True, False]  # and it is not asked again
+
+        monkeypatch.setattr(rounds.Rounds, "play", play)
+        monkeypatch.setattr(rounds, "_BEHIND", 3)  # of the prompt's seven tokens
+        assert one_reply(engine, "small:3>medium:5>big", 0.9, 1, None)[:3] == alone[:3]
+        monkeypatch.setattr(rounds, "_MOST_COINS", 10)
+        assert one_reply(engine, "small:3>medium:5>big", 0.9, 1, None) == alone
+
+
+@pytest.mark.parametrize("shape", ["llama", "qwen2"])
+def test_the_number_of_threads_does_not_show(shape, root):
+    """Whoever shares a processor with other programs gets the same reply as alone."""
+    library, model = Library(NativeSteps(wrapped(), root).path("native")), wrapped(shape, seed=3)
+    before, seen = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            step, cache, logits = NativeStep(library, model), model.new_cache(), []
+            cache.reserve(64)
+            for width in (1, 5, 16, 2):
+                logits.append(step([7 + i for i in range(width)], cache, width).clone())
+                cache.length += width
+            seen.append(torch.cat(logits))
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(seen[0], seen[1]) and torch.equal(seen[0], seen[2])
+
+
+def test_beside_other_work_on_every_core_a_reply_is_the_same(root, monkeypatch):
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)  # also where tests are given one core: then they stand in each other's way
+    try:
+        with engine_with_native_steps(root, monkeypatch, "qwen2", 3, 0.1) as engine:
+            alone = one_reply(engine, "small:5>big", 0.9, 1, None)
+            spin = "import time\nend = time.time() + 20\nwhile time.time() < end: pass"
+            others = [subprocess.Popen([sys.executable, "-c", spin]) for _ in range(os.cpu_count() or 1)]
+            try:
+                assert all(one_reply(engine, "small:5>big", 0.9, 1, None) == alone for _ in range(5))
+                assert all(other.poll() is None for other in others)
+            finally:
+                for other in others:
+                    other.kill()
+                    other.wait()
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_a_pass_that_judges_and_gives_no_numbers_names_its_level(root, monkeypatch):
     with engine_with_native_steps(root, monkeypatch, "qwen2", 3, 0.1) as engine:
         for temperature in (0.0, 0.8):
@@ -306,6 +402,11 @@ def test_a_pass_that_judges_and_gives_no_numbers_names_its_level(root, monkeypat
             engine.forget()
             reply = engine.generate("say", hsd.SamplingParams(temperature=temperature), plan="small:4>big")
             assert reply.finish_reason == "error" and "'big'" in reply.error
+        engine._models["small"].weights.layers[0].down.weight[0, 0] = torch.nan
+        for plan, level in (("small:4>big", "'small'"), ("small:4>medium:4>big", "'small'"), ("medium:4>big", "'big'")):
+            engine.forget()
+            reply = engine.generate("say", hsd.SamplingParams(temperature=0.8), plan=plan)
+            assert reply.finish_reason == "error" and level in reply.error
 
 
 def told(draft, blocks: list[int]):
@@ -483,7 +584,7 @@ def test_a_damaged_library_is_made_anew(root, tmp_path, monkeypatch):
 def test_a_library_from_other_sources_is_not_called(root, monkeypatch):
     """A program that was updated while it runs: what its process of compiling made has other structures."""
     path = NativeSteps(wrapped(), root).path("native")
-    monkeypatch.setattr(native, "LAYOUT", (*native.LAYOUT[:3], native.LAYOUT[0]))
+    monkeypatch.setattr(layout, "LAYOUT", (*layout.LAYOUT[:3], layout.LAYOUT[0]))
     with pytest.raises(OSError, match="other sources"):
         Library(path)
 
@@ -511,7 +612,7 @@ def test_a_library_that_fails_is_set_aside_for_its_model_and_torch_compiles_inst
     folder = shutil.copytree(root, tmp_path / "compiled")
     model = wrapped()
     with monkeypatch.context() as strange:
-        strange.setattr(native, "LAYOUT", native.LAYOUT[:3])
+        strange.setattr(layout, "LAYOUT", layout.LAYOUT[:3])
         upgrades = Upgrades({"m": model}, folder)
     assert model.kind == "lean-2" and "m (OSError" in upgrades.state
     again = Upgrades({"m": wrapped()}, folder)

@@ -16,8 +16,8 @@ from test_distribution import HORIZON, PLAIN, PROMPT, VOCAB, Case, models, p_val
 import hsd
 from hsd import Plan, Replanned, SamplingParams, Started, Tokens, planning
 from hsd.asking import Asked, complete
-from hsd.hierarchy import Hierarchy, Round
-from hsd.levels import TokenSequence, make_levels
+from hsd.hierarchy import Hierarchy
+from hsd.levels import Round, TokenSequence, make_levels
 from hsd.lookup import SuffixIndex
 from hsd.replanning import AGAIN, EVERY, Switch, Watch
 from hsd.runtime import Reader

@@ -68,7 +68,7 @@ def compare(
             f"T={temperature:g}: {figures['ratio']:.2f}× (plain {figures['plain_tokens_per_second']:.0f} tok/s, auto "
             f"{figures['auto_tokens_per_second']:.0f} tok/s, {len(prompts)} prompts × {repeats}, "
             f"{figures['same_ids']} of {figures['replies']} with the same ids; outside model passes "
-            f"{100 * figures['overhead_share']:.0f}% of auto's time, {100 * figures['plain_overhead_share']:.0f}% of "
+            f"{100 * figures['overhead_share']:.1f}% of auto's time, {100 * figures['plain_overhead_share']:.1f}% of "
             f"plain's); plans: {figures['plans']}"
         )
         for category, ratio in figures["by_category"].items():
@@ -100,8 +100,8 @@ def _figures(rows: list[dict[str, Any]]) -> dict[str, Any]:
         return statistics.median(_ms_per_token(r[side]) for r in some)
 
     def outside(side: str) -> float:
-        """Share of the replies' time that is spent neither in model passes nor on the prompt."""
-        own = sum(r[side].stats.decode_seconds - r[side].stats.model_seconds for r in rows)
+        """Share of the replies' time, from the call to the last token, that is not spent in model passes."""
+        own = sum(r[side].stats.outside_seconds for r in rows)
         return own / sum(r[side].stats.seconds for r in rows)
 
     categories = dict.fromkeys(r["category"] for r in rows)

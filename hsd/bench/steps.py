@@ -25,6 +25,7 @@ from hsd.errors import ConfigError
 from hsd.loading.source import read_model
 from hsd.paths import data_dir as data_folder
 from hsd.runtime import LeanModel, Reader, TransformersModel, native, wrap
+from hsd.runtime.layout import PRODUCTS
 from hsd.runtime.upgrades import Upgrades
 
 WIDTHS = (1, 2, 5, 9)
@@ -117,7 +118,7 @@ def _unpacked(name: str, model: Any, ask: BenchRequest) -> LeanModel:
     """The same with steps that do not know that the weights are there in 4 bits too."""
     lean = LeanModel(name, model, 1024)
     for layer in lean.weights.layers:
-        for part in native.PRODUCTS:
+        for part in PRODUCTS:
             setattr(layer, part, dataclasses.replace(getattr(layer, part), packed=None))
     Upgrades({name: lean}, data_folder(ask.data_dir) / "compiled").close()
     return lean

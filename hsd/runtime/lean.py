@@ -118,9 +118,14 @@ class LeanModel:
         self._draft = draft
         self._means = f"+{means}" if means else ""
 
+    @property
+    def steps(self) -> Mapping[int, FastStep]:
+        """Width -> step of the passes that do not run eagerly; a new object whenever they change."""
+        return self._fast
+
     def new_cache(self) -> LeanCache:
-        like = torch.empty(0, dtype=self._attention_dtype, device=self.device)
-        return LeanCache(len(self.weights.layers), self.shape.kv_heads, self.shape.head_dim, self.context, like)
+        sizes = len(self.weights.layers), self.shape.kv_heads, self.shape.head_dim, self.context
+        return LeanCache(*sizes, self._attention_dtype, self.device)
 
     @torch.inference_mode()
     def forward(self, ids: Sequence[int], cache: LeanCache, last: int) -> Tensor:

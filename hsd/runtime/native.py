@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hsd.runtime import layout
 from hsd.runtime.artifacts import Artifacts, write
 from hsd.runtime.lean import LeanModel
 from hsd.runtime.step import Layer, Linear, Product
@@ -52,41 +53,9 @@ _FUNCTIONS: dict[str, tuple[Any, ...]] = {  # result, arguments
     "hsd_softmax": (None, _P, _I, _I, _I, _F, _P),
     "hsd_judge": (_I, _P, _P, ctypes.c_int, _I, _P, _P, _P, _P),
     "hsd_draft": (_I, _P, _P, ctypes.c_int, _I, _P, _P, _P, _P),
+    "hsd_round": (ctypes.c_int, _P),
     "hsd_verify": (_I, ctypes.c_int, _I, _P, _P, _P, _I, _P, _P),
 }
-PRODUCTS = ("qkv", "out", "gate_up", "down")
-"""Of a layer."""
-
-_NORMS = ("input_norm", "q_norm", "k_norm", "post_norm")
-_VECTORS = ("input_norm", "qkv_bias", "q_norm", "k_norm", "out_bias", "post_norm", "gate_up_bias", "down_bias")
-_SIZES = (
-    *("width", "layers", "heads", "kv_heads", "head_dim", "inner", "vocab", "context"),
-    *("threads", "tiles", "bits"),
-)
-
-
-class _Matrix(ctypes.Structure):
-    """`Matrix` of the source."""
-
-    _fields_ = [(name, ctypes.c_void_p) for name in ("whole", "codes", "scales")]
-
-
-class _Layer(ctypes.Structure):
-    """`Layer` of the source."""
-
-    _fields_ = [*((name, _Matrix) for name in PRODUCTS), *((name, ctypes.c_void_p) for name in _VECTORS)]
-
-
-class _Model(ctypes.Structure):
-    """`Model` of the source."""
-
-    _fields_ = [
-        *((name, ctypes.c_int64) for name in _SIZES),
-        ("eps", ctypes.c_double),
-        ("head", _Matrix),
-        *((name, ctypes.c_void_p) for name in ("embedding", "norm", "head_bias", "table", "cos", "sin")),
-        ("layer", ctypes.POINTER(_Layer)),
-    ]
 
 
 @functools.cache
@@ -129,33 +98,6 @@ def _fits(model: LeanModel) -> bool:
     return heads and not any(n % 32 for n in matrices) and model.weights.embedding.shape[0] >= model.vocab
 
 
-class Block(ctypes.Structure):
-    """`Block` of the source."""
-
-    _fields_ = [
-        *(("most", ctypes.c_int64), ("coins", ctypes.c_void_p), ("scale", ctypes.c_double), ("vocab", ctypes.c_int64)),
-        *(("ends", ctypes.c_void_p), ("end_count", ctypes.c_int64), ("by_value", ctypes.c_int64)),
-        *((name, ctypes.c_double) for name in ("mean", "token_ms", "draft_ms")),
-        *(("edges", ctypes.c_void_p), ("survival", ctypes.c_void_p), ("edge_count", ctypes.c_int64)),
-        *((name, ctypes.c_void_p) for name in ("rows", "tokens", "seconds")),
-    ]
-
-
-class Judged(ctypes.Structure):
-    """`Judged` of the source."""
-
-    _fields_ = [
-        *(("scale", ctypes.c_double), ("vocab", ctypes.c_int64), ("block_wise", ctypes.c_int64)),
-        *(("count", ctypes.c_int64), ("draft", ctypes.c_void_p), ("q", ctypes.c_void_p), ("coins", ctypes.c_void_p)),
-        *(("rows", ctypes.c_void_p), ("best", ctypes.c_void_p), ("token", ctypes.c_int64)),
-        ("seconds", ctypes.c_double),
-    ]
-
-
-LAYOUT = (_Matrix, _Layer, _Model, Block, Judged)
-"""What Python and the source must agree on."""
-
-
 class DamagedError(OSError):
     """A library that is not what was made: it is thrown away and made anew."""
 
@@ -186,7 +128,7 @@ class Library:
             raise DamagedError(f"{path.name} is damaged")  # loading what ends too early would end this program
         # It has no OpenMP of its own: it finds torch's, and so shares torch's threads instead of competing with them.
         self.functions = ctypes.CDLL(str(path))
-        mine = (ctypes.c_int64 * len(LAYOUT))(*map(ctypes.sizeof, LAYOUT))
+        mine = (ctypes.c_int64 * len(layout.LAYOUT))(*map(ctypes.sizeof, layout.LAYOUT))
         if not hasattr(self.functions, "hsd_layout") or not self.functions.hsd_layout(mine, len(mine)):
             raise OSError(f"{path.name} was made from other sources than this program's")
         for name, (result, *kinds) in _FUNCTIONS.items():
@@ -274,12 +216,12 @@ def _address(tensor: Tensor | None) -> int | None:
 
 def packed(model: LeanModel) -> bool:
     """Whether all products of its layers are there in 4 bits, or all in 8, too."""
-    products = [getattr(layer, name) for layer in model.weights.layers for name in PRODUCTS]
+    products = [getattr(layer, name) for layer in model.weights.layers for name in layout.PRODUCTS]
     kinds = {type(product.packed) if isinstance(product, Product) else None for product in products}
     return len(kinds) == 1 and not kinds & {None, type(None)}
 
 
-def described(model: LeanModel, tiles: bool, small: bool = False) -> tuple[_Model, tuple[object, ...]]:
+def described(model: LeanModel, tiles: bool, small: bool = False) -> tuple[layout.Model, tuple[object, ...]]:
     """A model as the library sees it, and what has to live as long as that.
 
     Args:
@@ -287,18 +229,18 @@ def described(model: LeanModel, tiles: bool, small: bool = False) -> tuple[_Mode
         small: whether to read the packed weights, see `packed`.
     """
     weights = model.weights
-    layers = (_Layer * len(weights.layers))()
+    layers = (layout.Layer * len(weights.layers))()
     table, bits = None, 0
     for made, layer in zip(layers, weights.layers, strict=True):
-        for name in _NORMS:
+        for name in layout.NORMS:
             setattr(made, name, _address(getattr(layer, name)))
-        for name in PRODUCTS:
+        for name in layout.PRODUCTS:
             product = _matrix(getattr(layer, name))
             setattr(made, f"{name}_bias", _address(product.bias))
-            matrix = _Matrix(whole=product.weight.data_ptr())
+            matrix = layout.Matrix(whole=product.weight.data_ptr())
             if small and product.packed:
                 table, bits = product.packed.table, product.packed.bits
-                matrix = _Matrix(codes=product.packed.codes.data_ptr(), scales=product.packed.scales.data_ptr())
+                matrix = layout.Matrix(codes=product.packed.codes.data_ptr(), scales=product.packed.scales.data_ptr())
             setattr(made, name, matrix)
     head = _matrix(weights.head)
     parts = {
@@ -311,6 +253,6 @@ def described(model: LeanModel, tiles: bool, small: bool = False) -> tuple[_Mode
     }
     addresses = {name: _address(tensor) for name, tensor in parts.items()}
     how = {"threads": min(torch.get_num_threads(), _MOST_THREADS), "tiles": int(tiles), "bits": bits}
-    whole = _Matrix(whole=head.weight.data_ptr())
-    seen = _Model(**sizes(model), **how, eps=model.shape.eps, head=whole, **addresses, layer=layers)
+    whole = layout.Matrix(whole=head.weight.data_ptr())
+    seen = layout.Model(**sizes(model), **how, eps=model.shape.eps, head=whole, **addresses, layer=layers)
     return seen, (model.vocab, model.weights, layers)

@@ -15,11 +15,10 @@ from hsd.planning.stopping import EDGES
 from hsd.runtime.base import LONGEST_BLOCK, MAX_WIDTH, Drafting
 from hsd.runtime.cache import LeanCache
 from hsd.runtime.compiled import Steps
+from hsd.runtime.layout import Block, Judged
 from hsd.runtime.lean import DraftBlock, FastStep, LeanModel
 from hsd.runtime.native import (
     NAME,
-    Block,
-    Judged,
     Library,
     abilities,
     described,
@@ -48,10 +47,11 @@ class NativeStep:
     def __init__(self, library: Library, model: LeanModel, tiles: bool | None = None, *, small: bool = False) -> None:
         seen, self._alive = described(model, library.tiles if tiles is None else tiles, small)
         self._model = ctypes.byref(seen)
-        functions = library.functions
+        functions = self.functions = library.functions
         self._step, self._draft, self._judge = functions.hsd_step, functions.hsd_draft, functions.hsd_judge
         self._scratch = torch.zeros(functions.hsd_scratch(self._model) + 64, dtype=torch.uint8)
         self._at = self._scratch.data_ptr() + -self._scratch.data_ptr() % 64
+        self.addresses = ctypes.addressof(seen), self._at  # of the model and of what it writes to meanwhile
         self._logits = torch.empty((MAX_WIDTH, model.vocab), dtype=torch.float32)
         self._out = self._logits.data_ptr()
         self._vocab = model.vocab
@@ -79,7 +79,8 @@ class NativeStep:
     ) -> tuple[list[int], list[float]]:
         """See `LeanModel.draft`."""
         if how is not self._how:
-            self._prepare(how)
+            self._block, self._held = described_drafting(how)
+            self._how = how
         block, (tokens, seconds, tossed) = self._block, self._held[:3]
         tossed[:most] = coins[:most]
         block.most = most
@@ -119,27 +120,28 @@ class NativeStep:
         best = self._best[: count + 1] if rows is None else []
         return accepted, judged.token, best, judged.seconds
 
-    def _prepare(self, how: Drafting) -> None:
-        """Settings as the library reads them."""
-        tokens, seconds, tossed = (
-            (ctypes.c_int64 * LONGEST_BLOCK)(),
-            *((ctypes.c_double * LONGEST_BLOCK)() for _ in range(2)),
-        )
-        ends = (ctypes.c_int64 * len(how.ends))(*how.ends)
-        block = Block(scale=how.scale, vocab=how.vocab, end_count=len(how.ends), by_value=how.stop is not None)
-        arrays: dict[str, Any] = {"tokens": tokens, "seconds": seconds, "coins": tossed, "ends": ends}
-        if how.stop is not None:
-            chances = how.stop.calibration
-            block.mean, block.token_ms, block.draft_ms = chances.mean, how.stop.token_ms, how.stop.draft_ms
-            block.edge_count = len(EDGES)
-            arrays["edges"] = (ctypes.c_double * len(EDGES))(*EDGES)
-            arrays["survival"] = (ctypes.c_double * len(chances.survival))(*chances.survival)
-        for name, array in arrays.items():
-            setattr(block, name, ctypes.addressof(array))
-        self._block, self._held, self._how = block, (tokens, seconds, tossed, arrays), how
-
     def _unknown(self) -> IndexError:
         return IndexError(f"a token id is none of the {self._vocab} that the model knows")
+
+
+def described_drafting(how: Drafting) -> tuple[Block, tuple[Any, ...]]:
+    """Settings as the library reads them, and what has to live as long: tokens, seconds, coins, and all else."""
+    arrays: dict[str, Any] = {
+        "tokens": (ctypes.c_int64 * LONGEST_BLOCK)(),
+        "seconds": (ctypes.c_double * LONGEST_BLOCK)(),
+        "coins": (ctypes.c_double * LONGEST_BLOCK)(),
+        "ends": (ctypes.c_int64 * len(how.ends))(*how.ends),
+    }
+    block = Block(scale=how.scale, vocab=how.vocab, end_count=len(how.ends), by_value=how.stop is not None)
+    if how.stop is not None:
+        chances = how.stop.calibration
+        block.mean, block.token_ms, block.draft_ms = chances.mean, how.stop.token_ms, how.stop.draft_ms
+        block.edge_count = len(EDGES)
+        arrays["edges"] = (ctypes.c_double * len(EDGES))(*EDGES)
+        arrays["survival"] = (ctypes.c_double * len(chances.survival))(*chances.survival)
+    for name, array in arrays.items():
+        setattr(block, name, ctypes.addressof(array))
+    return block, tuple(arrays.values())
 
 
 class NativeSteps(Steps):

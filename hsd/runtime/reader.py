@@ -31,7 +31,7 @@ class Meter:
     device: torch.device
     _passes: list[Pass] = field(default_factory=list)
     _pending: list[tuple[Pass, torch.cuda.Event, torch.cuda.Event]] = field(default_factory=list)
-    _blocks: list[tuple[int, int, int, Sequence[float]]] = field(default_factory=list)  # and where they belong
+    _later: list[tuple[int, Sequence[float]]] = field(default_factory=list)  # and where they belong
 
     def run(self, entry: Pass, step: Callable[[], Tensor]) -> Tensor:
         """Runs and times one pass; one that fails is not kept."""
@@ -53,16 +53,28 @@ class Meter:
         """Keeps a pass that somebody else has timed, on a processor."""
         self._passes.append(entry)
 
-    def keep_block(self, width: int, context: int, seconds: Sequence[float]) -> None:
-        """The same for a pass of this width and those over one token behind it; written out when they are asked for."""
-        self._blocks.append((len(self._passes), width, context, seconds))
+    def keep_all(self, numbers: Sequence[float]) -> None:
+        """The same for many passes: width, context, last and seconds of each. Written out when they are asked for."""
+        self._later.append((len(self._passes), numbers))
 
     def _write_out(self) -> None:
-        blocks, self._blocks = self._blocks, []
-        for place, width, context, seconds in reversed(blocks):
-            first, *others = seconds
-            behind = [Pass(1, context + width + i, 1, spent) for i, spent in enumerate(others)]
-            self._passes[place:place] = [Pass(width, context, 1, first), *behind]
+        later, self._later = self._later, []
+        for place, numbers in reversed(later):
+            fields = zip(*(numbers[i::4] for i in range(4)), strict=True)
+            self._passes[place:place] = [Pass(int(w), int(c), int(n), seconds) for w, c, n, seconds in fields]
+
+    def since(self, mark: int) -> tuple[int, int, float]:
+        """Passes, tokens read and seconds since there were `mark` passes, all of them written out then."""
+        known = self._passes if self._later and not self._pending else self.passes
+        count, tokens, seconds = len(known) - mark, 0.0, 0.0
+        for entry in known[mark:]:
+            tokens += entry.width
+            seconds += entry.seconds
+        for _, numbers in self._later:
+            count += len(numbers) // 4
+            tokens += sum(numbers[::4])
+            seconds += sum(numbers[3::4])
+        return count, int(tokens), seconds
 
     @property
     def passes(self) -> list[Pass]:
@@ -159,7 +171,8 @@ class Reader:
         if width > MAX_WIDTH or most > LONGEST_BLOCK:
             return None
         tokens, seconds = model.draft(sequence[start:], cache, most, coins, rows, how)
-        self.meter.keep_block(width, start, seconds)
+        places = [(width, start), *((1, start + width + i) for i in range(len(seconds) - 1))]
+        self.meter.keep_all([x for place, spent in zip(places, seconds, strict=True) for x in (*place, 1, spent)])
         return tokens
 
     def judge(

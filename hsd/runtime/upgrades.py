@@ -94,8 +94,8 @@ class Upgrades:
         if not self._builder.running:
             return None
         return (
-            f"Faster steps are being compiled for this processor, {self._builder.remaining} left. Until then replies are "
-            "slower, and their speed-up is no measure of what will be."
+            f"Faster steps are being compiled for this processor, {self._builder.remaining} left. Until then replies "
+            "are slower, and their speed-up is no measure of what will be."
         )
 
     @property

@@ -22,55 +22,7 @@
 #include <cstddef>
 
 #include "draw.h"
-#include "products.h"
-
-extern "C" {
-// Mirrored by `hsd.runtime.native._Layer` and `_Model`. Biases may be null.
-struct Layer {
-  Matrix qkv, out, gate_up, down;
-  const bf16 *input_norm, *qkv_bias, *q_norm, *k_norm, *out_bias, *post_norm, *gate_up_bias, *down_bias;
-};
-struct Model {
-  int64_t width, layers, heads, kv_heads, head_dim, inner, vocab, context, threads, tiles;
-  int64_t bits;  // of a weight of a layer that is packed; 0 if none is
-  double eps;
-  Matrix head;
-  const bf16 *embedding, *norm, *head_bias;
-  const float* table;      // what the 16 codes of 4 bits stand for
-  const float *cos, *sin;  // (context, head_dim); the sine's first half carries the minus sign
-  const Layer* layer;
-};
-// Mirrored by `_Block`: what a model drafts for itself, token after token.
-struct Block {
-  int64_t most;         // tokens
-  const double* coins;  // one for each
-  double scale;         // one over the temperature; 0 takes the likeliest
-  int64_t vocab;        // ids that may appear
-  const int64_t* ends;  // behind one of these nothing is drafted
-  int64_t end_count;
-  int64_t by_value;  // whether to stop by value (`hsd.planning.StopRule`), with what follows
-  double mean, token_ms, draft_ms;
-  const double *edges, *survival;
-  int64_t edge_count;
-  float* rows;      // takes the distributions, (most, vocab), unless the likeliest are taken
-  int64_t* tokens;  // takes the tokens
-  double* seconds;  // takes the time of each pass
-};
-// Mirrored by `Judged`: a block that a model verifies, and what it decides.
-struct Judged {
-  double scale;        // one over the temperature; 0 takes the likeliest
-  int64_t vocab;       // ids that may appear
-  int64_t block_wise;  // the rule
-  int64_t count;       // tokens of the block
-  const int64_t* draft;
-  const float* q;       // their distributions, (count, vocab); null if each was certain
-  const double* coins;  // count + 1
-  float* rows;          // takes the model's own distributions, (count + 1, vocab), unless the likeliest are taken
-  int64_t* best;        // takes those, count + 1
-  int64_t token;        // behind the accepted ones; -1 if there is no distribution to draw it from
-  double seconds;       // of the pass
-};
-}
+#include "model.h"
 
 namespace {
 
@@ -234,6 +186,7 @@ void attend(const float* q, const float* keys, const float* values, int64_t stri
 struct Scratch {
   float *hidden, *qkv, *query, *squares, *scores;
   bf16 *x, *attended, *inner, *rows;
+  double* usual;    // seconds of a pass by the number of its tokens, 0 if not known
   int64_t deepest;  // features of the widest input
   size_t bytes;
 
@@ -245,10 +198,11 @@ struct Scratch {
       return here;
     };
     const int64_t all = (m.heads + 2 * m.kv_heads) * m.head_dim, heads = m.heads * m.head_dim;
+    usual = (double*)take(kLanes + 1, 8);
     hidden = (float*)take(m.width * kLanes, 4);
     qkv = (float*)take(all * kLanes, 4);
     query = (float*)take(heads * kLanes, 4);
-    squares = (float*)take(kThreads * kLanes, 4);
+    squares = (float*)take(m.width / kRows * kLanes, 4);
     scores = (float*)take(kThreads * (rounded(m.context) + m.head_dim + 16), 4);
     x = (bf16*)take(m.width * kLanes, 2);
     attended = (bf16*)take(heads * kLanes, 2);
@@ -259,27 +213,26 @@ struct Scratch {
   }
 };
 
-// Adds 16 features of a product to the residual stream, hands on what the next norm's weights make of it, and keeps
-// the sum of squares, feature by feature.
+// Adds 16 features of a product to the residual stream, hands on what the next norm's weights make of it, and writes
+// the sum of their squares. Sixteen by sixteen: how threads share features out must not show in the result.
 struct Residual {
-  float* hidden;
+  float *hidden, *squares;
   bf16* x;
   const bf16 *bias, *norm;
   int group;
-  __m512 squares = _mm512_setzero_ps();
-  float square = 0;
 
   void many(int64_t n, const float* sums) {
-    __m512 scaled[2];
+    __m512 scaled[2], square = _mm512_setzero_ps();
     for (int i = 0; i < kRows; i++) {
       __m512 y = _mm512_loadu_ps(sums + i * kLanes);
       if (bias) y = _mm512_add_ps(y, _mm512_set1_ps(widened(bias[n + i])));
       y = _mm512_add_ps(y, _mm512_loadu_ps(hidden + (n + i) * kLanes));
       _mm512_storeu_ps(hidden + (n + i) * kLanes, y);
-      squares = _mm512_fmadd_ps(y, y, squares);
+      square = _mm512_fmadd_ps(y, y, square);
       scaled[i & 1] = _mm512_mul_ps(y, _mm512_set1_ps(widened(norm[n + i])));
       if (i & 1) put_pair(x, n + i - 1, scaled[0], scaled[1], group);
     }
+    _mm512_storeu_ps(squares + n / kRows * kLanes, square);
   }
 
   void one(int64_t n, const float* sums) {
@@ -287,18 +240,13 @@ struct Residual {
     if (bias) y = _mm512_add_ps(y, widened16(bias + n));
     y = _mm512_add_ps(y, _mm512_loadu_ps(hidden + n));
     _mm512_storeu_ps(hidden + n, y);
+    float square = 0;
     for (int i = 0; i < kRows; i++) square = std::fma(hidden[n + i], hidden[n + i], square);
+    squares[n / kRows * kLanes] = square;
     _mm256_storeu_si256((__m256i*)(x + n), narrowed(_mm512_mul_ps(y, widened16(norm + n))));
   }
 
   void operator()(int64_t n, const float* sums, int stride) { stride == 1 ? one(n, sums) : many(n, sums); }
-
-  void keep(float* out, int stride) const {
-    if (stride == 1)
-      *out = square;
-    else
-      _mm512_storeu_ps(out, squares);
-  }
 };
 
 // A head's features of one token, perhaps normed, rotated to its position.
@@ -329,10 +277,10 @@ struct Share {
 };
 
 // 1 / root mean square of every token, 16 lanes.
-__m512 scales(const Model& m, const float* squares, int threads, int stride) {
+__m512 scales(const Model& m, const float* squares, int stride) {
   __m512 sum = _mm512_setzero_ps();
-  for (int t = 0; t < threads; t++) {
-    const float* of = squares + t * kLanes;
+  for (int64_t n = 0; n < m.width / kRows; n++) {
+    const float* of = squares + n * kLanes;
     sum = _mm512_add_ps(sum, stride == 1 ? _mm512_set1_ps(*of) : _mm512_loadu_ps(of));
   }
   const __m512 mean = _mm512_add_ps(_mm512_div_ps(sum, _mm512_set1_ps(float(m.width))), _mm512_set1_ps(float(m.eps)));
@@ -358,7 +306,7 @@ void work(Pass pass, const Scratch& s, const int64_t* ids, float* const* cache, 
   const Share own(m.width, kRows, t, threads);
   if (m.tiles) configure(lanes);
 
-  Residual begun{s.hidden, s.x, nullptr, m.layers ? m.layer[0].input_norm : m.norm, pass.group};
+  Residual begun{s.hidden, s.squares, s.x, nullptr, m.layers ? m.layer[0].input_norm : m.norm, pass.group};
   for (int64_t n = own.begin; n < own.end; n += kRows) {
     alignas(64) float embedded[kRows * kLanes] = {};
     for (int lane = 0; lane < lanes; lane++)
@@ -366,13 +314,12 @@ void work(Pass pass, const Scratch& s, const int64_t* ids, float* const* cache, 
     std::memset(s.hidden + n * stride, 0, kRows * stride * sizeof(float));
     begun(n, embedded, stride);
   }
-  begun.keep(s.squares + t * kLanes, stride);
 #pragma omp barrier
 
   for (int64_t at = 0; at < m.layers; at++) {
     const Layer& layer = m.layer[at];
     float *keys = cache[at], *values = cache[m.layers + at];
-    __m512 scale = scales(m, s.squares, threads, stride);
+    __m512 scale = scales(m, s.squares, stride);
 
     const Share part((m.heads + 2 * kv) * size, kRows, t, threads);
     pass.product(layer.qkv, m.width, s.x, part.begin, part.end, [&](int64_t n, const float* sums) {
@@ -418,13 +365,12 @@ void work(Pass pass, const Scratch& s, const int64_t* ids, float* const* cache, 
     }
 #pragma omp barrier
 
-    Residual attended{s.hidden, s.x, layer.out_bias, layer.post_norm, pass.group};
+    Residual attended{s.hidden, s.squares, s.x, layer.out_bias, layer.post_norm, pass.group};
     pass.product(layer.out, m.heads * size, s.attended, own.begin, own.end,
                  [&](int64_t n, const float* sums) { attended(n, sums, stride); });
-    attended.keep(s.squares + t * kLanes, stride);
 #pragma omp barrier
 
-    scale = scales(m, s.squares, threads, stride);
+    scale = scales(m, s.squares, stride);
     const Share gates(m.inner, kRows, t, threads);
     const bf16 *gate_bias = layer.gate_up_bias, *up_bias = gate_bias ? gate_bias + m.inner : nullptr;
     pass.product_of_two(layer.gate_up, pass.from(layer.gate_up, m.inner, m.width), m.width, s.x, gates.begin, gates.end,
@@ -440,15 +386,14 @@ void work(Pass pass, const Scratch& s, const int64_t* ids, float* const* cache, 
 #pragma omp barrier
 
     const bf16* next = at + 1 < m.layers ? m.layer[at + 1].input_norm : m.norm;
-    Residual grown{s.hidden, s.x, layer.down_bias, next, pass.group};
+    Residual grown{s.hidden, s.squares, s.x, layer.down_bias, next, pass.group};
     pass.product(layer.down, m.inner, s.inner, own.begin, own.end,
                  [&](int64_t n, const float* sums) { grown(n, sums, stride); });
-    grown.keep(s.squares + t * kLanes, stride);
 #pragma omp barrier
   }
 
   if (last > 0) {
-    const __m512 scale = scales(m, s.squares, threads, stride);
+    const __m512 scale = scales(m, s.squares, stride);
     const Share part(m.vocab, kRows, t, threads);
     const __m512i places = _mm512_mullo_epi32(_mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0),
                                               _mm512_set1_epi32(kLanes));
@@ -464,6 +409,48 @@ void work(Pass pass, const Scratch& s, const int64_t* ids, float* const* cache, 
   if (m.tiles) release();
 }
 
+double now() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
+
+// Where another program wants one of our cores, it stops a thread for milliseconds, and at the next barrier all others
+// wait for it: a pass takes ten times as long. A pass with a thread less takes a little longer and waits for nobody.
+// The results are the same, bit for bit.
+class Crowd {
+ public:
+  // How many threads the next pass takes, of so many.
+  int threads(int all) {
+    const double at = now();
+    if (missing_ && at > until_) missing_ = 0;
+    return std::max(1, all - missing_);
+  }
+
+  // A pass took so long, with some of all threads; `usual` is what passes of its kind take with all of them.
+  void took(double at, double seconds, int threads, int all, double& usual) {
+    const double expected = usual * all / threads;
+    // Threads that have slept a while need time to wake up: that says nothing.
+    const bool awake = threads == last_ && at - seconds < ended_ + kAsleep;
+    last_ = threads, ended_ = at;
+    if (!awake) return;
+    if (usual > 0 && seconds > kStalled * expected + kNoise) {
+      until_ = at + std::min(std::max(kWorth * seconds, kShortest), kLongest);
+      missing_ = all - threads + 1;
+    } else if (threads == all) {
+      usual = usual > 0 ? std::min(seconds, kDrift * usual) : seconds;
+    }
+  }
+
+ private:
+  static constexpr double kStalled = 2.5, kNoise = 5e-4;  // longer than usual, and by seconds
+  static constexpr double kAsleep = 0.002;                // seconds
+  static constexpr double kDrift = 1.01;                  // contexts grow, and with them passes
+  static constexpr double kWorth = 20;  // all threads are tried again after so many times what the stall took,
+  static constexpr double kShortest = 0.02, kLongest = 1.0;  // within these seconds
+
+  double until_ = 0, ended_ = 0;
+  int missing_ = 0, last_ = 0;
+};
+
+thread_local Crowd crowd;  // a team of threads belongs to the thread that asks for it
+
 }  // namespace
 
 extern "C" {
@@ -473,8 +460,9 @@ int hsd_tiles() { return (int)syscall(SYS_arch_prctl, 0x1023 /* ARCH_REQ_XCOMP_P
 
 // Whether the caller's structures are as large as these: otherwise it was written for other sources.
 int hsd_layout(const int64_t* sizes, int64_t count) {
-  const int64_t mine[] = {sizeof(Matrix), sizeof(Layer), sizeof(Model), sizeof(Block), sizeof(Judged)};
-  return count == 5 && std::equal(mine, mine + 5, sizes);
+  const int64_t mine[] = {sizeof(Matrix), sizeof(Layer), sizeof(Model), sizeof(Block),
+                          sizeof(Judged), sizeof(Rung),  sizeof(Round)};
+  return count == 7 && std::equal(mine, mine + 7, sizes);
 }
 
 // Bytes of scratch that a model's passes need.
@@ -488,8 +476,11 @@ int hsd_step(const Model* m, const int64_t* ids, int lanes, int64_t start, float
     if (ids[i] < 0 || ids[i] >= m->vocab) return 1;
   const Pass pass{*m, lanes, lanes == 1 ? 1 : kLanes, grouped(lanes, m->tiles), start, nullptr};
   const Scratch shared(*m, scratch);
-#pragma omp parallel num_threads(int(m->threads))
+  const int threads = crowd.threads(int(m->threads));
+  const double begun = threads > 1 ? now() : 0;
+#pragma omp parallel num_threads(threads)
   work(pass, shared, ids, cache, last, logits, omp_get_thread_num(), omp_get_num_threads());
+  if (threads > 1) crowd.took(now(), now() - begun, threads, int(m->threads), shared.usual[lanes]);
   return 0;
 }
 
@@ -497,9 +488,14 @@ int hsd_step(const Model* m, const int64_t* ids, int lanes, int64_t start, float
 // none of the model's.
 int64_t hsd_judge(const Model* m, const int64_t* ids, int lanes, int64_t start, float* const* cache, float* logits,
                   char* scratch, Judged* j) {
-  const auto begun = std::chrono::steady_clock::now();
+  const double begun = now();
   if (hsd_step(m, ids, lanes, start, cache, int(j->count) + 1, logits, scratch)) return -1;
-  j->seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begun).count();
+  j->seconds = now() - begun;
+  return hsd_decide(m, logits, j);
+}
+
+// The same once the logits are there, (count + 1, the model's vocabulary).
+int64_t hsd_decide(const Model* m, const float* logits, Judged* j) {
   if (j->scale > 0) {
     hsd_softmax(logits, j->count + 1, m->vocab, j->vocab, float(j->scale), j->rows);
     return hsd_verify(int(j->block_wise), j->count, j->draft, j->q, j->rows, j->vocab, j->coins, &j->token);
@@ -518,11 +514,11 @@ int64_t hsd_draft(const Model* m, const int64_t* ids, int lanes, int64_t start, 
   double chance = 1;
   int64_t count = 0;
   while (count < b->most && (!b->by_value || chance * b->mean * b->token_ms > b->draft_ms)) {
-    const auto begun = std::chrono::steady_clock::now();
+    const double begun = now();
     if (hsd_step(m, count ? b->tokens + count - 1 : ids, count ? 1 : lanes, start, cache, 1, logits, scratch))
       return -1;
     start += count ? 1 : lanes;
-    b->seconds[count] = std::chrono::duration<double>(std::chrono::steady_clock::now() - begun).count();
+    b->seconds[count] = now() - begun;
     double sure = 1;
     int64_t token;
     if (b->scale > 0) {

@@ -348,6 +348,14 @@ def test_a_reply_goes_on_where_rounds_in_one_call_cannot(root, monkeypatch):
         assert one_reply(engine, "small:3>medium:5>big", 0.9, 1, None) == alone
         assert [bool(found) for found in done] == [True, True, True, False]  # and it is not asked again
 
+        def moving(self, tokens):
+            for line in self._lines:
+                line.cache.leave()  # as if somebody else had needed its place
+            return play(self, tokens)
+
+        monkeypatch.setattr(rounds.Rounds, "play", moving)
+        assert one_reply(engine, "small:3>medium:5>big", 0.9, 1, None) == alone
+
         monkeypatch.setattr(rounds.Rounds, "play", play)
         monkeypatch.setattr(rounds, "_BEHIND", 3)  # of the prompt's seven tokens
         assert one_reply(engine, "small:3>medium:5>big", 0.9, 1, None)[:3] == alone[:3]

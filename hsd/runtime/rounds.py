@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
@@ -108,12 +108,12 @@ class _Table:
         self._alive = steps, columns
         self._rooms: dict[str, Tensor] = {}
 
-    def room(self, name: str, rows: int, vocab: int) -> int:
-        """Address of float32 `(rows, vocab)`; kept, since one reply is made at a time."""
+    def room(self, name: str, rows: int, vocab: int) -> Tensor:
+        """Float32 for `(rows, vocab)`; kept, since what is in it is of one round, and one reply is made at a time."""
         held = self._rooms.get(name)
         if held is None or held.numel() < rows * vocab:
             held = self._rooms[name] = torch.empty(rows * vocab, dtype=torch.float32)
-        return held.data_ptr()
+        return held
 
 
 _tables: WeakKeyDictionary[LeanModel, tuple[Mapping[int, FastStep], _Table | None]] = WeakKeyDictionary()
@@ -151,14 +151,17 @@ class Rounds:
         block, alive = described_drafting(how)
         numbers = max(4 * passes for passes in bounds.passes) + 4 * _PASSES
         self._full = _PASSES
-        self._rungs = (Rung * len(lines))()
+        self._rungs, rows = (Rung * len(lines))(), list[Tensor]()
         self._logs = [(ctypes.c_double * numbers)() for _ in lines]
         for at, (rung, table, log) in enumerate(zip(self._rungs, tables, self._logs, strict=True)):
             rung.models, rung.scratch = table.addresses
-            rung.rows = table.room("rows", bounds.blocks[at], how.vocab) if how.scale else None
+            if how.scale:
+                rows.append(table.room("rows", bounds.blocks[at], how.vocab))
+                rung.rows = rows[-1].data_ptr()
             rung.threshold = thresholds[at] if at < len(thresholds) else 0
             rung.log = ctypes.addressof(log)
         target = tables[-1]
+        logits = target.room("logits", bounds.blocks[-1] + 1, max(line.model.vocab for line in lines))
         self._tossed = (ctypes.c_double * max(self._ahead, 1))()
         self._tokens = (ctypes.c_int64 * 0)()
         self._rest = (ctypes.c_int64 * (2 * (self._most + 2)))()  # origins, and the likeliest tokens
@@ -172,13 +175,14 @@ class Rounds:
             limit=limit,
             coins=ctypes.addressof(self._tossed),
             tossed=self._ahead,  # none is left
-            logits=target.room("logits", bounds.blocks[-1] + 1, max(line.model.vocab for line in lines)),
+            logits=logits.data_ptr(),
             best=ctypes.addressof(self._rest) + 8 * (self._most + 2),
             end=-1,
         )
         self._at = ctypes.byref(self._round)
         self._call = target.functions.hsd_round
-        self._alive = alive, tables
+        self._alive = alive, tables, rows, logits
+        self._places: list[Any] = []  # where the caches lay when they were looked at last
 
     def play(self, tokens: Sequence[int]) -> Played | None:
         """One round behind these tokens; caches are as the tokens that it leaves want them.
@@ -193,7 +197,8 @@ class Rounds:
             FailedRoundError: a level failed. No cache's length has changed.
         """
         start, round_, rungs = len(tokens), self._round, self._rungs
-        if (round_.end != start or start + self._most > self._room) and not self._take_up(tokens):
+        here = round_.end == start and start + self._most <= self._room
+        if not (here and all(map(_lies_at, self._lines, self._places))) and not self._take_up(tokens):
             return None
         if round_.tossed + self._coins > self._ahead:
             self._toss_ahead()
@@ -221,9 +226,11 @@ class Rounds:
         if start - base > _BEHIND:
             return False
         room = min(start + self._most + _ROOM, self._limit)
-        for rung, (_, _, cache, _) in zip(self._rungs, self._lines, strict=True):
+        for _, _, cache, _ in self._lines:
             cache.reserve(room)
-            rung.cache = ctypes.addressof(cache.addresses())
+        self._places = [cache.addresses() for _, _, cache, _ in self._lines]
+        for rung, place in zip(self._rungs, self._places, strict=True):
+            rung.cache = ctypes.addressof(place)
         self._tokens = (ctypes.c_int64 * (room - base))(*tokens[base:])
         round_.tokens, round_.base = ctypes.addressof(self._tokens), base
         self._room = room if room < self._limit else start + self._limit  # nothing is written behind the limit
@@ -259,6 +266,10 @@ class Rounds:
         for rung in self._rungs:
             rung.proposed = rung.accepted = 0
         return found
+
+
+def _lies_at(line: _Line, place: object) -> bool:
+    return line.cache.addresses() is place
 
 
 def make(

@@ -75,16 +75,16 @@ class Hierarchy:
         here = isinstance(first, Reader) and first.model.device.type == device
         self._how = settings if here else None
         self._judging = settings if device == "cpu" else None
-        self._rounds = self._made_rounds() if self._judging else None
+        self._rounds = self._made_rounds(self._judging) if self._judging else None
         self._marks = [level.mark() for level in self.levels]
 
-    def _made_rounds(self) -> Rounds | None:
+    def _made_rounds(self, how: Drafting) -> Rounds | None:
         readers = [level.source for level in self.levels if isinstance(level.source, Reader)]
-        if len(readers) < len(self.levels) or self._judging is None:
+        if len(readers) < len(self.levels):
             return None
         thresholds = [level.threshold for level in self.levels[:-1]]
         prompt = self.sequence.prompt_length
-        return rounds.make(readers, thresholds, self._judging, self._rule, prompt, self._limit, self._toss)
+        return rounds.make(readers, thresholds, how, self._rule, prompt, self._limit, self._toss)
 
     @property
     def finished(self) -> bool:

@@ -64,7 +64,7 @@ class Planner:
         self._decisions: dict[tuple[str, int], Decision] = {}
         self._replies_since: dict[tuple[str, int], int] = {}
         self._calibrations: dict[tuple[str, str, str], Calibration | None] = {}
-        self._rules: dict[str, dict[tuple[Plan, int], StopRule]] = {}  # by bucket of temperature; as old as the grounds
+        self._rules: dict[tuple[str, Plan, int], StopRule] = {}  # as old as the grounds
         self._grounds: dict[tuple[str, int], Ground] = {}
         self._replayed: dict[str, bool] = {}  # bucket -> whether the last decision rests on a replay
         self._scored_at: dict[tuple[str, int], int] = {}
@@ -188,9 +188,9 @@ class Planner:
         if not plan.drafts or plan.drafts[0].name == LOOKUP or not self.profile.measured:
             return None
         first, above, name = plan.names[0], plan.names[1], temperature_bucket(temperature)
-        ground = self._grounds.get((name, bucket(context)))
-        if ground and (plan, bucket(context)) in self._rules.get(name, {}):
-            return self._rules[name][plan, bucket(context)]
+        key, ground = (name, plan, bucket(context)), self._grounds.get((name, bucket(context)))
+        if ground and key in self._rules:
+            return self._rules[key]
         if (name, first, above) not in self._calibrations:
             last = len(self.evidence.sequences(temperature))
             samples = self._stats.calibrations(self.family, name, first, above, last=last) if last else []
@@ -204,7 +204,7 @@ class Planner:
         column_ms = (costs[above][_COLUMNS] - costs[above][1]) / (_COLUMNS - 1)  # widths 2 to 9: verifying passes
         rule = StopRule(calibration, token_ms, costs[first][0] + max(column_ms, 0.0))
         if ground:
-            self._rules.setdefault(name, {})[plan, bucket(context)] = rule
+            self._rules[key] = rule
         return rule
 
     def uncapped(self, plan: Plan) -> Plan:

@@ -96,6 +96,7 @@ class LeanModel:
         self._draft: DraftBlock | None = None
         self._judges: dict[int, JudgeBlock] = {}
         self._means = ""
+        self.table: object = None  # what `rounds` keeps of the steps, as long as they are these
         self.widest = 0  # tokens that narrow steps read faster, piece by piece, than an eager pass does at once
 
     @property
@@ -111,7 +112,7 @@ class LeanModel:
             means: what they are, in a word; "" for none.
             draft: drafts whole blocks by the same means.
         """
-        self._fast = dict(steps)
+        self._fast, self.table = dict(steps), None
         judges = {width: getattr(step, "judge", None) for width, step in steps.items()}
         self._judges = {width: judge for width, judge in judges.items() if judge is not None}
         self.widest = 0

@@ -10,7 +10,6 @@ import ctypes
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -116,17 +115,15 @@ class _Table:
         return held
 
 
-_tables: WeakKeyDictionary[LeanModel, tuple[Mapping[int, FastStep], _Table | None]] = WeakKeyDictionary()
-
-
 def _table(model: LeanModel) -> _Table | None:
     """None where not every width is computed by the library."""
-    known = _tables.get(model)
-    if known is None or known[0] is not model.steps:
-        steps = {w: s for w, s in model.steps.items() if isinstance(s, NativeStep)}
-        whole = all(width in steps for width in range(1, MAX_WIDTH + 1))
-        known = _tables[model] = model.steps, _Table(steps) if whole else None
-    return known[1]
+    steps = {width: step for width, step in model.steps.items() if isinstance(step, NativeStep)}
+    if len(steps) < MAX_WIDTH:
+        return None
+    if model.table is None:  # kept with the model, so that it goes with it
+        model.table = _Table(steps)
+    assert isinstance(model.table, _Table)
+    return model.table
 
 
 class Rounds:

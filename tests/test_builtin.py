@@ -32,7 +32,7 @@ from hsd.builtin.lines import rows
 from hsd.builtin.loop import Learner, Settings, mean_loss
 from hsd.builtin.loop import train as run
 from hsd.builtin.mixture import Mixture, Shares
-from hsd.builtin.models import LADDERS, Shape, build, parameters
+from hsd.builtin.models import LADDERS, SHIPPED, Shape, build, parameters
 from hsd.builtin.optim import Rates, scale
 from hsd.builtin.phrasing import answer, question
 from hsd.builtin.stream import Rounds, Stream, padded
@@ -64,7 +64,7 @@ def tok():
 @pytest.mark.parametrize("name", MODELS)
 def test_weights_load_and_have_the_shape_that_is_written_down(name):
     model = stored.load(weights_dir(name))
-    fresh = build(LADDERS["cpu"][name], 4096, seed=0)
+    fresh = build(LADDERS[SHIPPED][name], 4096, seed=0)
     assert parameters(model) == parameters(fresh)
     assert model.config.tie_word_embeddings and model.config.max_position_embeddings == tokenizer.CONTEXT
     assert model.generation_config.eos_token_id == model.config.eos_token_id == 2
@@ -253,4 +253,4 @@ def test_all_models_know_the_held_out_questions_and_the_smallest_least(tok):
     for name in MODELS:
         losses.append(mean_loss(stored.load(weights_dir(name)), batches))
     assert max(losses) == losses[0] < 0.2, dict(zip(MODELS, losses, strict=True))
-    assert list(LADDERS["cpu"]) == list(MODELS)
+    assert list(LADDERS[SHIPPED]) == list(MODELS)

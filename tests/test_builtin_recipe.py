@@ -22,7 +22,7 @@ from hsd.builtin.budget import RESERVE, Budget
 from hsd.builtin.loop import PROBED, Learner, Settings
 from hsd.builtin.loop import train as run
 from hsd.builtin.mixture import Mixture
-from hsd.builtin.models import LADDERS, Shape, build, parameters, size
+from hsd.builtin.models import LADDERS, SHIPPED, Shape, build, parameters, size
 from hsd.builtin.optim import Rates
 from hsd.builtin.phrasing import doing, keywords
 from hsd.builtin.presets import PRESETS, flops
@@ -211,7 +211,7 @@ def test_a_wish_in_other_forms():
 def test_loading_is_measured_beyond_the_imports(capsys):
     assert footprint.main(["--json"]) == 0
     found = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert found["parameters"] == sum(size(shape) for shape in LADDERS["cpu"].values())
+    assert found["parameters"] == sum(size(shape) for shape in LADDERS[SHIPPED].values())
     assert 0 < found["load_s"] < 60 and found["added_mb"] > -1000
 
 

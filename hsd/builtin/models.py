@@ -35,6 +35,12 @@ LADDERS: dict[str, dict[str, Shape]] = {
         "medium": Shape(width=320, layers=6, inner=704),  # 7.83M
         "large": Shape(width=640, layers=10, inner=1536),  # 48.5M, the target
     },
+    "grown": {
+        "tiny": Shape(width=128, layers=1, inner=384),  # 0.74M
+        "small": Shape(width=192, layers=4, inner=512),  # 2.56M
+        "medium": Shape(width=320, layers=6, inner=704),  # 7.83M
+        "large": Shape(width=640, layers=6, inner=2944, head_width=128),  # 46.4M, the target of "cpu" made wider
+    },
     "try": {
         "tiny": Shape(width=32, layers=1, inner=64, head_width=32),
         "small": Shape(width=64, layers=1, inner=96, head_width=32),
@@ -42,7 +48,11 @@ LADDERS: dict[str, dict[str, Shape]] = {
         "large": Shape(width=128, layers=2, inner=256, head_width=32),
     },
 }
-"""Families by the budget that trains them: the one that is shipped, one for a stay at a GPU, one for a few seconds."""
+"""Families by the budget that trains them: two hours of two cores, a stay at a GPU, an hour more on top of the first, a
+few seconds."""
+
+SHIPPED = "cpu"
+"""The ladder of the weights in the repository."""
 
 
 def size(shape: Shape, vocabulary: int = VOCABULARY) -> int:

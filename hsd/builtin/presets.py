@@ -53,6 +53,14 @@ PRESETS: dict[str, Preset] = {
         "cpu", 1700, 1150, 16, 512, 4500, 15, Rates(muon=0.025), Rates(muon=0.03, adam=5e-3, warmup=50, decay=0.6),
         shares=Shares(howtos=2600, dialogues=140),
     ),
+    # The family of "cpu", made larger (--grow-from) and trained on, on one core: less of what it has learnt by heart,
+    # more of what got new wordings since. The rate had come to its end, so it rises to half of where it was.
+    "grown": Preset(
+        "grown", 650, 450, 16, 512, 4500, 8,
+        Rates(muon=0.0125, adam=1.5e-3, warmup=30, decay=0.7), Rates(muon=0.012, adam=2e-3, warmup=20, decay=0.8),
+        judge_every=150,
+        shares=Shares(4200, 1200, 600, 400, 80, 60, 3200, 400, 900, 400, 500),
+    ),
     # One stay at a large GPU: 150M and 59M tokens.
     "gpu": Preset(
         "gpu", 2290, 900, 128, 512, 5000, 6,

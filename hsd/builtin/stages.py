@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from hsd.builtin import kept, stored, tokenizer
+from hsd.builtin import grow, kept, stored, tokenizer
 from hsd.builtin.ahead import Workers, workers
 from hsd.builtin.budget import Budget
 from hsd.builtin.conversation import Conversation
@@ -45,6 +45,7 @@ class Work:
     budget: Budget = field(default_factory=lambda: Budget(Path("none"), None))
     nf4_from: int = stored.NF4_FROM
     compiled: bool = False
+    grow_from: Path | None = None
 
     @property
     def ladder(self) -> dict[str, Shape]:
@@ -115,13 +116,28 @@ class Work:
         place = list(self.ladder).index(name)
         return build(self.ladder[name], len(self.tokenizer), seed=self.seed + place).to(self.device)
 
+    def begun(self, name: str) -> LlamaForCausalLM:
+        """Model `name` as its training begins: with what an earlier run has learnt, or with random weights.
+
+        Raises:
+            HsdError: the earlier run has no such model, or one that does not fit into this.
+        """
+        model = self.fresh(name)
+        if self.grow_from is not None:
+            state = grow.read(self.grow_from, self._stage(name), name)
+            grow.grow(state, grow.shape_of(state), model, self.ladder[name])
+        return model
+
+    def _stage(self, name: str) -> str:
+        return "target" if name == self.target else "drafts"
+
     def trained(self, name: str) -> LlamaForCausalLM:
         """Model `name` as its stage last saved it.
 
         Raises:
             HsdError: its stage has not saved anything yet.
         """
-        path = self.checkpoint("target" if name == self.target else "drafts")
+        path = self.checkpoint(self._stage(name))
         if not path.is_file():
             raise HsdError(f"There is no checkpoint of '{name}' in {self.folder}.", "Run its stage first.")
         model = self.fresh(name)
@@ -157,13 +173,19 @@ class Work:
 
 
 def train_tokenizer(work: Work) -> None:
-    """Learn the vocabulary from the first rounds, unless that has been done."""
+    """Learn the vocabulary from the first rounds, unless that has been done; what grows keeps the one it has."""
     folder = work.folder / "tokenizer"
     if (folder / "tokenizer.json").is_file():
         return
+    partial = folder.with_name(".tokenizer.partial")
+    if work.grow_from is not None:
+        if not (work.grow_from / "tokenizer").is_dir():
+            raise HsdError(f"There is no tokenizer in {work.grow_from}.", "--grow-from takes a run's --work folder.")
+        shutil.copytree(work.grow_from / "tokenizer", partial, dirs_exist_ok=True)
+        partial.rename(folder)
+        return
     rounds = (work.mixture.round(number) for number in range(TOKENIZER_ROUNDS))
     learnt = tokenizer.train((turn.content for r in rounds for turns in r for turn in turns), work.preset.vocabulary)
-    partial = folder.with_name(".tokenizer.partial")
     learnt.save_pretrained(partial)
     partial.rename(folder)
 
@@ -171,7 +193,7 @@ def train_tokenizer(work: Work) -> None:
 def train_target(work: Work, stop_after: int | None = None) -> int:
     """Train the target on the text. Returns the step that was reached."""
     p = work.preset
-    learners = {work.target: Learner(work.fresh(work.target), p.target_rates, work.compiled)}
+    learners = {work.target: Learner(work.begun(work.target), p.target_rates, work.compiled)}
     settings = work.settings(p.steps, p.target_rates, stop_after)
 
     plan = work.planned(p.steps, p.share)
@@ -198,7 +220,7 @@ def train_drafts(work: Work, stop_after: int | None = None) -> int:
     """
     p = work.preset
     learners = {
-        name: Learner(work.fresh(name), p.draft_rates, work.compiled, varied=p.asked > 0) for name in work.drafts
+        name: Learner(work.begun(name), p.draft_rates, work.compiled, varied=p.asked > 0) for name in work.drafts
     }
     half = torch.bfloat16 if work.device.type == "cuda" or fast_bf16() else torch.float32
     target = stored.load(store_target(work), work.device, half).eval()

@@ -30,6 +30,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--corpus", type=Path, help="folder with the text; without it only the package's own conversations")
     p.add_argument("--out", type=Path, default=WEIGHTS, help="where the models are written")
     p.add_argument("--work", type=Path, default=default_work(), help="where checkpoints and encoded text are kept")
+    p.add_argument("--grow-from", type=Path, metavar="WORK", help="begin with what the run in this folder has learnt")
     p.add_argument("--preset", choices=PRESETS, help="sizes and lengths; gpu where there is one, else cpu")
     p.add_argument("--stage", choices=STAGES, default="all")
     p.add_argument("--minutes", type=float, help="time for everything, over all calls; steps are cut to fit")
@@ -97,7 +98,7 @@ def main(arguments: list[str] | None = None) -> int:
     repeatable(device)
     preset = preset_of(a)
     budget = Budget(a.work / "spent.json", a.minutes)
-    work = stages.Work(a.work, a.corpus, preset, a.seed, device, budget, a.nf4_from, a.compile)
+    work = stages.Work(a.work, a.corpus, preset, a.seed, device, budget, a.nf4_from, a.compile, a.grow_from)
     target, drafts = flops(preset)
     tokens = preset.rows * preset.length
     print(f"target: {tokens * preset.steps / 1e6:.1f}M tokens, {target:.1e} FLOP at most; ", end="")

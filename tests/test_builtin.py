@@ -129,6 +129,9 @@ def test_scripts_are_well_formed(name):
 def test_there_are_enough_conversations_of_its_own():
     assert sum(len(own.read_scripts(name)) for name in own.SCRIPTS) >= 150
     assert len(own.read_howtos()) >= 200
+    # Ways to ask, by hand: what is asked for in one way only is understood in that way only.
+    assert min(len(h.asked) for name in ("howto", "named") for h in own.read_howtos(name)) >= 12
+    assert min(len(script.asked[0]) for script in own.read_scripts("app")) >= 12
     assert len({h.task.wish + h.task.program for h in own.read_howtos()}) == len(own.read_howtos())
 
 

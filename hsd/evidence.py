@@ -52,9 +52,9 @@ class Evidence:
         scored = {pair: estimate.rate for pair, estimate in self.estimates(temperature).items()}
         return planning.corrected(scored, self.factors(temperature))
 
-    def sequences(self, temperature: float) -> list[dict[Pair, Any]]:
+    def sequences(self, temperature: float, last: int = REPLAYED) -> list[dict[Pair, Any]]:
         """Overlaps by position of the last scored replies, with factors; where acceptance has moved, since it did."""
-        found = self._stats.sequences(self._family, temperature_bucket(temperature), last=REPLAYED)
+        found = self._stats.sequences(self._family, temperature_bucket(temperature), last=last)
         for pair, factor in self.factors(temperature).items():
             for reply in found:
                 if pair in reply:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from hsd.failures import failed_pass
-from hsd.planning import Overhead, Work, fit_overhead, with_overhead
+from hsd.planning import Overhead, Work, fit_overhead, in_place, with_overhead
 from hsd.runtime import MAX_WIDTH, LanguageModel, Pass
 from hsd.runtime.costs import StepCosts, bucket
 from hsd.stats import CostRecord, Stats
@@ -28,7 +28,6 @@ MAX_MS = 1e6
 """A stored step that took longer than a quarter of an hour is no step time."""
 
 _PASSES = 256  # last passes in replies that say how far steps in place are from steps that were measured alone
-_FEW = 32
 
 _WORKS = 48
 """Last replies that the time outside passes is fitted on."""
@@ -196,38 +195,30 @@ class Profile:
     def widths(self, name: str, context: int = 0) -> list[float]:
         """Milliseconds of one model at widths 1 to 16: the steps as measured, at the level of the last replies' passes.
 
-        Lower quartiles say best which width costs more than which. But inside a reply passes take longer: other levels
-        have been through the processor's caches in between.
+        Measurements of all widths together say best which width costs more than which. But inside a reply passes take
+        longer: other levels have been through the processor's caches in between.
         """
         key = name, bucket(context)
         if key not in self._widths:
-            first, *wider = self._costs[name].table(context)
-            drawing, verifying = self._in_place(name)
-            self._widths[key] = [drawing * first, *(verifying * ms for ms in wider)]
+            table = self._costs[name].table(context)
+            self._widths[key] = [ratio * ms for ratio, ms in zip(self._in_place(name), table, strict=True)]
         return self._widths[key]
 
-    def _in_place(self, name: str) -> tuple[float, float]:
-        """What passes of the last replies took, over what their tables say: of passes for one row, and of wider ones.
+    def _in_place(self, name: str) -> list[float]:
+        """What passes of the last replies took, over what the table says, by width.
 
         A draft's pass after a full acceptance reads two tokens for one row; it counts as the step of one that it is in
-        the plan. 1 where there are few.
+        the plan.
         """
         tables: dict[int, list[float]] = {}
-        sums = {True: [0.0, 0.0, 0], False: [0.0, 0.0, 0]}  # by "one row": taken, expected, passes
+        passes = []
         for entry in self._recent[name]:
             at = bucket(entry.context)
             if at not in tables:
                 tables[at] = self._costs[name].table(entry.context)
-            one = entry.last == 1
-            expected, taken = tables[at][0 if one else entry.width - 1], 1000 * entry.seconds
-            # A burst of other work may take a pass ten times as long: beyond three times it counts as three.
-            sums[one][0] += min(taken, 3 * expected)
-            sums[one][1] += expected
-            sums[one][2] += 1
-        ratios = {one: min(max(a / b, 0.7), 2.0) if n >= _FEW else None for one, (a, b, n) in sums.items()}
-        known = [ratio for ratio in ratios.values() if ratio is not None]
-        other = known[0] if known else 1.0
-        return ratios[True] or other, ratios[False] or other
+            width = 1 if entry.last == 1 else entry.width
+            passes.append((width, 1000 * entry.seconds, tables[at][width - 1]))
+        return in_place(passes, MAX_WIDTH).tolist()
 
     def _keys(self) -> dict[str, Any]:
         return {

@@ -11,7 +11,7 @@ import pytest
 import hsd
 from hsd import SamplingParams, planning
 from hsd.learning import work_of
-from hsd.planning import Overhead, Work, fit_overhead, with_overhead
+from hsd.planning import Overhead, Work, fit_overhead, in_place, with_overhead
 from hsd.runtime.reader import Pass
 
 TRUE = Overhead(0.05, 0.2, 0.1, 0.03)
@@ -87,11 +87,39 @@ def test_passes_in_replies_set_the_level_of_the_table():
     profile.measure()
     alone = profile.widths("big")
     step = alone[0] / 1000
-    profile._costs["big"].add = lambda passes: None  # the table itself stays as it is
     profile.learn("big", [Pass(1, 10, 1, 1.3 * step)] * 40)
     assert profile.widths("big") == pytest.approx([1.3 * ms for ms in alone])
     profile.learn("big", [Pass(1, 10, 1, 500 * step)] * 2)
     assert profile.widths("big")[0] < 1.5 * alone[0], "a burst of other work is no slower machine"
+
+
+def passes(rng: np.random.Generator, truth: dict[int, float], alone: dict[int, float], each: int) -> list:
+    return [(w, ms * rng.uniform(0.9, 1.1), alone[w]) for w, ms in truth.items() for _ in range(each)]
+
+
+def test_every_width_has_a_factor_of_its_own_and_rare_ones_that_of_all():
+    rng = np.random.default_rng(3)
+    alone = {1: 1.0, 4: 1.5, 5: 1.6, 8: 2.4}
+    found = in_place(passes(rng, {1: 1.2, 4: 1.5, 8: 1.2}, alone, 200), 16)
+    assert found[[0, 3, 7]] == pytest.approx([1.2, 1.0, 0.5], abs=0.04)
+    rare = in_place([*passes(rng, {1: 1.2, 4: 1.8}, alone, 200), (5, 1.6, 1.6)], 16)
+    assert rare[4] == pytest.approx(1.2 - 0.2 / 9, abs=0.03), "one pass says little"
+    assert rare[[5, 15]] == pytest.approx(1.2, abs=0.03), "widths that were never used are as slow as the others"
+
+
+def test_a_burst_of_other_work_is_no_slower_model():
+    rng = np.random.default_rng(4)
+    usual = passes(rng, {1: 1.0, 4: 1.5}, {1: 1.0, 4: 1.5}, 100)
+    found = in_place([*usual, *((4, 60.0, 1.5) for _ in range(4)), (1, 40.0, 1.0)], 8)
+    assert found == pytest.approx(1.0, abs=0.03)
+
+
+@pytest.mark.parametrize("widths", [(1,), (2, 3)])
+def test_one_kind_of_passes_stands_in_for_the_other(widths: tuple[int, ...]):
+    found = in_place([(w, 1.3, 1.0) for w in widths for _ in range(40)], 4)
+    assert found == pytest.approx(1.3)
+    assert in_place([(w, 1.3, 1.0) for w in widths for _ in range(4)], 4) == pytest.approx(1.0)
+    assert in_place([], 4).tolist() == [1, 1, 1, 1]
 
 
 def test_forecasts_are_made_with_it():

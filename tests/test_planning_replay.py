@@ -37,10 +37,12 @@ def runs(rng: np.random.Generator, length: int) -> dict[tuple[str, str], np.ndar
 
 
 class Walk:
-    """One reply, decoded by a plan: tokens carry how they came about, one level back."""
+    """One reply, decoded by a plan: tokens carry how they came about, one level back, and what comes of them above."""
 
-    def __init__(self, plan: Plan, reply: dict, dependence: float, rng: random.Random) -> None:
-        self.names, self.thresholds, self.rng = plan.names, plan.thresholds, rng
+    def __init__(
+        self, plan: Plan, reply: dict, dependence: float, rng: random.Random, costs: dict = COSTS, ends: bool = False
+    ) -> None:
+        self.names, self.thresholds, self.rng, self.costs, self.ends = plan.names, plan.thresholds, rng, costs, ends
         self.reply = {pair: np.nan_to_num(array).tolist() for pair, array in reply.items()}
         self.nothing = {pair: np.isnan(array).tolist() for pair, array in reply.items()}
         self.dependence, self.length = dependence, len(next(iter(reply.values())))
@@ -59,25 +61,32 @@ class Walk:
         chance = below if kind == "kept" else 1 - below
         return (both if kind == "kept" else up - both) / chance if chance else up
 
-    def block(self, level: int, at: int) -> tuple[list[str], float]:
-        costs = COSTS[self.names[level]]
-        if level == 0:
-            if self.nothing[self.names[0], self.names[1]][at % self.length]:
-                return [], self.thresholds[0] * costs[0]
-            return ["first"] * self.thresholds[0], self.thresholds[0] * costs[0]
-        kinds, ms = [], 0.0
-        while len(kinds) < self.thresholds[level]:
-            more, spent = self.round(level, at + len(kinds))
-            kinds, ms = kinds + more, ms + spent
-        return kinds, ms
+    def finished(self, at: int, fates: list[bool]) -> bool:
+        """Whether tokens from a position on end with the reply's end token: they do if they are the reply's own."""
+        return self.ends and all(fates) and len(fates) == self.length - at % self.length
+
+    def block(self, level: int, at: int) -> tuple[list[str], list[bool], float]:
+        """Tokens: how each came about, whether the level above will keep it, and ms."""
+        costs, most = self.costs[self.names[level]], self.thresholds[level]
+        kinds: list[str] = []
+        fates: list[bool] = []
+        ms = 0.0
+        if level == 0 and self.nothing[self.names[0], self.names[1]][at % self.length]:
+            return [], [], most * costs[0]
+        while len(kinds) < most and not (kinds and self.finished(at, fates)):
+            more, spent = (["first"], costs[0]) if level == 0 else self.round(level, at + len(kinds))
+            for kind in more:
+                fates.append(self.rng.random() < self.rate(level, kind, at + len(kinds)))
+                kinds.append(kind)
+            ms += spent
+        return kinds, fates, ms
 
     def round(self, level: int, at: int) -> tuple[list[str], float]:
-        drafted, ms = self.block(level - 1, at)
-        ms += COSTS[self.names[level]][len(drafted)]
-        for k, kind in enumerate(drafted):
-            if self.rng.random() >= self.rate(level - 1, kind, at + k):
-                return ["kept"] * k + ["redrawn"], ms
-        return ["kept"] * len(drafted) + ["bonus"], ms
+        kinds, fates, ms = self.block(level - 1, at)
+        ms += self.costs[self.names[level]][len(kinds)]
+        if not all(fates):
+            return ["kept"] * fates.index(False) + ["redrawn"], ms
+        return ["kept"] * len(kinds) + ([] if kinds and self.finished(at, fates) else ["bonus"]), ms
 
     def reply_cost(self) -> tuple[float, int]:
         at, total = 0, 0.0
@@ -87,35 +96,54 @@ class Walk:
         return total, at
 
 
-def simulated(plan: str, reply: dict, dependence: float, count: int) -> tuple[float, float]:
-    walk = Walk(Plan.parse(plan), reply, dependence, random.Random(4))
+def simulated(plan: str, reply: dict, dependence: float, count: int, ends: bool) -> tuple[float, float]:
+    walk = Walk(Plan.parse(plan), reply, dependence, random.Random(4), ends=ends)
     samples = [walk.reply_cost() for _ in range(count)]
     tokens = sum(t for _, t in samples)
     mean = sum(ms for ms, _ in samples) / tokens
     return mean, sum((ms - mean * t) ** 2 for ms, t in samples) ** 0.5 / tokens
 
 
-def check_against_simulation(replies: int, count: int) -> None:
+def check_against_simulation(replies: int, count: int, ends: bool) -> None:
     rng = np.random.default_rng(6)
     off = []
     for number in range(replies):
-        reply = runs(rng, int(rng.integers(1, 120)))
+        reply = runs(rng, int(rng.integers(1, 20 if ends else 120)))
         for plan in PLANS[1:]:
             dependence = (0.0, 0.3, 1.0)[number % 3]
-            want = planning.replay([plan], COSTS, [reply], dependence)[0].ms_per_token
-            mean, error = simulated(plan, reply, dependence, count)
-            off.append(abs(want - mean) / error)
+            want = planning.replay([plan], COSTS, [reply], dependence, ends=ends)[0].ms_per_token
+            mean, error = simulated(plan, reply, dependence, count, ends)
+            off.append(abs(want - mean) / max(error, 1e-9 * mean))
     assert sum(d > 3 for d in off) <= max(1, len(off) // 60)
     assert max(off) < 4.5
 
 
-def test_agrees_with_a_walk_coin_by_coin():
-    check_against_simulation(3, 250)
+@pytest.mark.parametrize("ends", [False, True])
+def test_agrees_with_a_walk_coin_by_coin(ends: bool):
+    check_against_simulation(6 if ends else 3, 250, ends)
 
 
 @pytest.mark.full
-def test_agrees_with_a_walk_coin_by_coin_on_many_replies():
-    check_against_simulation(45, 1500)
+@pytest.mark.parametrize("ends", [False, True])
+def test_agrees_with_a_walk_coin_by_coin_on_many_replies(ends: bool):
+    check_against_simulation(45, 1500, ends)
+
+
+def test_no_level_drafts_behind_the_end_of_a_reply():
+    reply = {pair: np.ones(10) for pair in RATES}
+    found = planning.replay(["A:12>big", "A:3>B:12>big", "A:6>big"], COSTS, [reply], ends=True)
+    a, b, big = (COSTS[name] for name in ("A", "B", "big"))
+    assert [r.reply_tokens[0] for r in found] == [10, 10, 10]
+    # Ten tokens drafted and read at once; three rounds of B emit four, four and two; a full round, then three tokens.
+    assert found[0].reply_ms[0] == pytest.approx(10 * a[0] + big[10])
+    assert found[1].reply_ms[0] == pytest.approx(8 * a[0] + 2 * b[3] + b[2] + big[10])
+    assert found[2].reply_ms[0] == pytest.approx(9 * a[0] + big[6] + big[3])
+
+
+def test_a_draft_that_lost_the_way_goes_on_behind_the_end():
+    reply = {("A", "big"): np.array([1.0, 1.0, 0.0, 1.0])}
+    found = planning.replay(["A:6>big"], COSTS, [reply], ends=True)[0]
+    assert found.reply_ms[0] == pytest.approx(6 * COSTS["A"][0] + COSTS["big"][6] + COSTS["A"][0] + COSTS["big"][1])
 
 
 @pytest.mark.parametrize("plan", PLANS)

@@ -8,6 +8,7 @@ import torch
 
 from hsd.runtime import MAX_WIDTH, LeanModel, Reader, TransformersModel, lean, wrap
 from hsd.runtime.costs import StepCosts, bucket
+from hsd.runtime.reader import Pass
 
 LEAN = ("llama", "mistral", "qwen2", "qwen3")
 OTHERS = ("mistral-window", "gemma3", "smollm3", "gpt-neox", "mixtral")
@@ -130,6 +131,10 @@ def test_costs_are_kept_by_width_and_context_and_follow_what_is_measured():
     assert {(at, width) for at, width, _ in costs.rows()} == {(0, 1), (0, 2), (0, 16), (1, 1), (1, 2), (1, 16)}
     assert all(cost.ms > 0 and cost.samples == 3 for _, _, cost in costs.rows())
     assert len(costs.table()) == MAX_WIDTH  # what was never run is measured when it is asked for
+    compared = costs.table()
+    costs.add([Pass(2, 100, 2, 9.0)] * 40)
+    assert costs.cost(2).ms == 9000.0, "replies are followed"
+    assert costs.table() == compared, "how widths compare is known only from passes made at the same moments"
     for _ in range(40):
         costs.restore(0, 1, 123.0)
     assert costs.cost(1).ms == 123.0 and costs.cost(1, 600).ms != 123.0

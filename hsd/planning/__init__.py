@@ -13,6 +13,7 @@ from hsd.planning.expected import (
     expected_tokens_per_round,
     forecast,
 )
+from hsd.planning.inplace import in_place
 from hsd.planning.observed import (
     ObservedAcceptance,
     Verdicts,
@@ -59,6 +60,7 @@ __all__ = [
     "fit_overhead",
     "forecast",
     "gain_error",
+    "in_place",
     "measured_ms_per_token",
     "observed_acceptance",
     "prior_acceptance",

@@ -11,6 +11,8 @@ Ours, after the limits that Mohri et al. 2025 (arXiv 2510.19705) state. What it 
   rejection, and a bonus token survive the next level at different rates (`survival`).
 - A lookup proposes a whole block or, where its array is NaN, nothing; the level above then reads one token.
 - Behind its end a reply begins again; tokens past the end count, as they do in `expected_ms_per_token`.
+- With `ends` there is an end: a level whose tokens will all be kept stops drafting there, and one that has lost the way
+  goes on to its threshold. In replies of 25 tokens that is a tenth of the drafting.
 """
 
 from __future__ import annotations
@@ -77,8 +79,8 @@ def replay(
         sequences: acceptance by position, see `Sequences`. A reply without a pair of a plan is left out for that plan.
         dependence: 0 treats levels as independent at a position, as far as the stored pairs allow that; 1 as agreeing
             as much as they allow. What a verifier does with a lookup's token is known exactly and used unless it is 0.
-        ends: a reply ends where it ended, and what a last block holds beyond is lost: what replies of these lengths
-            would have cost. Without it replies go on for ever, as in the exact formula.
+        ends: a reply ends where it ended, and no level drafts behind its end: what replies of these lengths would
+            have cost. Without it replies go on for ever, as in the exact formula.
 
     Raises:
         ConfigError: impossible numbers, arrays of unequal length in one reply, a plan's level without costs.
@@ -208,16 +210,18 @@ def _walk(case: _Case, pieces: NDArray[np.intp]) -> tuple[Floats, Floats, Floats
     proposed = stored(names[0], names[1])
     assert proposed is not None
     rate = np.nan_to_num(proposed, nan=0.0)
-    block = _first(thresholds[0], float(table.width_ms[rows[0], 1]), rate, np.isnan(proposed))
+    # Tokens to the end of the reply, by position; a reply without an end is never near it.
+    left = np.stack([length[i] - at for i, at in where]) if case.ends else np.full(rate.shape, np.iinfo(int).max)
+    block = _first(thresholds[0], float(table.width_ms[rows[0], 1]), rate, np.isnan(proposed), left)
     for i in range(1, len(names) - 1):
         up = accept(names[i], names[i + 1])
         assert up is not None
         exact = names[i - 1] == LOOKUP and case.dependence > 0  # of a one-hot draft the bound is the truth
         across = 1.0 if exact else case.dependence
         kept, redrawn = survival(rate, up, accept(names[i - 1], names[i + 1]), across)
-        block = _next(block, table.width_ms[rows[i]], thresholds[i], up=up, kept=kept, redrawn=redrawn)
+        block = _next(block, table.width_ms[rows[i]], thresholds[i], up=up, kept=kept, redrawn=redrawn, left=left)
         rate = up
-    emitted = block.refused + block.all_kept
+    emitted = block.emits
     round_ms = block.ms + block.length @ table.width_ms[rows[-1], 1 : block.length.shape[2] + 1]
     visits = np.zeros((len(pieces), span + emitted.shape[2]))
     visits[:, 0] = 1.0
@@ -226,11 +230,7 @@ def _walk(case: _Case, pieces: NDArray[np.intp]) -> tuple[Floats, Floats, Floats
     inside = np.arange(span) < np.array([min(PIECE, length[i] - at) for i, at in pieces])[:, None]
     visits = np.where(inside, visits[:, :span], 0.0)
     counts = np.arange(1.0, emitted.shape[2] + 1)
-    if case.ends:
-        left = np.array([length[i] - at for i, at in pieces])[:, None] - np.arange(span)
-        tokens = (emitted[:, :span] * np.minimum(counts, np.maximum(left, 1)[:, :, None])).sum(axis=2)
-    else:
-        tokens = emitted[:, :span] @ counts
+    tokens = emitted[:, :span] @ counts
     return (visits * round_ms[:, :span]).sum(1), (visits * tokens).sum(1), visits.sum(1)
 
 
@@ -239,33 +239,61 @@ class _Block:
     """Blocks that one level hands up, by the position they start at; arrays are [pieces, positions, n].
 
     length: probability of n tokens. refused: that the level above accepts n and refuses the next.
-    all_kept: that there are n and all are accepted. ms: [pieces, positions] expected ms of a block.
+    all_kept: that there are n, all are accepted, and one of its own follows. ended: that there are n, all are accepted,
+    and the last one ends the reply. ms: [pieces, positions] expected ms of a block.
     """
 
     length: Floats
     refused: Floats
     all_kept: Floats
+    ended: Floats
     ms: Floats
 
+    @property
+    def emits(self) -> Floats:
+        """[pieces, positions, k]: probability that a round on the block emits k + 1 tokens."""
+        out = self.refused + self.all_kept
+        out[:, :, :-1] += self.ended[:, :, 1:]
+        return out
 
-def _first(threshold: int, step_ms: float, rate: Floats, nothing: NDArray[np.bool_]) -> _Block:
-    """Blocks of the cheapest level: as long as its threshold, or empty where it has nothing to propose."""
+
+def _first(threshold: int, step_ms: float, rate: Floats, nothing: NDArray[np.bool_], left: NDArray[np.int_]) -> _Block:
+    """Blocks of the cheapest level: as long as its threshold, to the end, or empty where it has nothing to propose."""
     positions = rate.shape[1] - threshold
     run = np.ones((len(rate), positions, threshold + 1))  # [.., n]: the first n tokens are accepted
     for n in range(threshold):
         run[:, :, n + 1] = run[:, :, n] * rate[:, n : n + positions]
     refused = np.zeros_like(run)
     refused[:, :, :-1] = run[:, :, :-1] - run[:, :, 1:]
-    length, all_kept = np.zeros_like(run), np.zeros_like(run)
+    length, all_kept, ended = (np.zeros_like(run) for _ in range(3))
     length[:, :, -1] = 1.0
     all_kept[:, :, -1] = run[:, :, -1]
+    for n in range(1, threshold + 1):
+        here = left[:, :positions] == n
+        reached = run[here, n]
+        ended[here, n] = reached
+        all_kept[here] = 0.0
+        refused[here, n:] = 0.0
+        length[here, -1] -= reached
+        length[here, n] += reached
     empty = nothing[:, :positions]
     length[empty] = all_kept[empty] = np.arange(threshold + 1) == 0
-    refused[empty] = 0.0
-    return _Block(length, refused, all_kept, np.full(run.shape[:2], threshold * step_ms))
+    refused[empty] = ended[empty] = 0.0
+    drafted = length @ np.arange(threshold + 1.0)
+    drafted[empty] = threshold  # it looked for so many
+    return _Block(length, refused, all_kept, ended, step_ms * drafted)
 
 
-def _next(below: _Block, width_ms: Floats, threshold: int, *, up: Floats, kept: Floats, redrawn: Floats) -> _Block:
+def _next(
+    below: _Block,
+    width_ms: Floats,
+    threshold: int,
+    *,
+    up: Floats,
+    kept: Floats,
+    redrawn: Floats,
+    left: NDArray[np.int_],
+) -> _Block:
     """Blocks of the next level, made of rounds over blocks from below.
 
     Args:
@@ -273,10 +301,11 @@ def _next(below: _Block, width_ms: Floats, threshold: int, *, up: Floats, kept: 
         width_ms: ms of a pass by width.
         up, kept, redrawn: [pieces, positions] acceptance by the level above of a bonus token, of a token accepted
             from below, and of one drawn after a rejection.
+        left: [pieces, positions] tokens to the end of the reply.
     """
     positions, most = below.length.shape[1] - threshold, below.length.shape[2]
     reach = below.length.shape[1]
-    emits = below.refused + below.all_kept  # [.., k]: a round of k + 1 tokens
+    emits = below.emits
     more = np.cumsum(emits[:, :, ::-1], axis=2)[:, :, ::-1] - emits  # a longer round
     round_ms = below.ms + below.length @ width_ms[1 : most + 1]
     survives, dies = np.empty_like(emits), np.empty_like(emits)
@@ -284,17 +313,27 @@ def _next(below: _Block, width_ms: Floats, threshold: int, *, up: Floats, kept: 
     for k in range(most):
         at = slice(k, k + reach)
         survives[:, :, k] = run * (below.refused[:, :, k] * redrawn[:, at] + below.all_kept[:, :, k] * up[:, at])
+        if k + 1 < most:
+            survives[:, :, k] += run * below.ended[:, :, k + 1] * kept[:, at]
         dies[:, :, k] = run * (emits[:, :, k] + more[:, :, k] * (1 - kept[:, at])) - survives[:, :, k]
         run = run * kept[:, at]
     shape = (emits.shape[0], positions, threshold + most)
-    length, all_kept, refused, ms = np.zeros(shape), np.zeros(shape), np.zeros(shape), np.zeros(shape[:2])
+    length, all_kept, refused, ended = (np.zeros(shape) for _ in range(4))
+    ms = np.zeros(shape[:2])
     length[:, :, 0] = all_kept[:, :, 0] = 1.0
     for held in range(threshold):
         at, ends, inner = slice(held, held + positions), slice(held + 1, held + 1 + most), slice(held, held + most)
         going, alive = length[:, :, held].copy(), all_kept[:, :, held].copy()
         length[:, :, held] = all_kept[:, :, held] = 0.0
+        if held:
+            done = np.where(left[:, :positions] == held, alive, 0.0)
+            length[:, :, held] = ended[:, :, held] = done
+            going, alive = going - done, alive - done
         ms += going * round_ms[:, at]
         length[:, :, ends] += going[:, :, None] * emits[:, at]
         all_kept[:, :, ends] += alive[:, :, None] * survives[:, at]
         refused[:, :, inner] += alive[:, :, None] * dies[:, at]
-    return _Block(length, refused, all_kept, ms)
+    for n in range(threshold, shape[2]):  # what reached its threshold at the end of the reply
+        here = left[:, :positions] == n
+        ended[here, n], all_kept[here, n] = all_kept[here, n], 0.0
+    return _Block(length, refused, all_kept, ended, ms)

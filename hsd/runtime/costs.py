@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from hsd.runtime.base import MAX_WIDTH, LanguageModel
@@ -15,6 +15,7 @@ BUCKETS = (512, 2048, 8192)
 
 _PLACES = (128, 1024, 4096, 16384)  # a context inside each bucket at which it is measured
 _KEEP = 33  # newest samples per width and bucket; their median follows a machine that slows down within a reply or two
+_SWEEPS = 15  # newest measurements of all widths together, per bucket
 
 
 def bucket(context: int) -> int:
@@ -42,6 +43,7 @@ class StepCosts:
     def __init__(self, model: LanguageModel) -> None:
         self._model = model
         self._samples: dict[tuple[int, int], deque[float]] = defaultdict(lambda: deque(maxlen=_KEEP))
+        self._swept: dict[tuple[int, int], deque[float]] = defaultdict(lambda: deque(maxlen=_SWEEPS))
 
     def measure(
         self,
@@ -72,6 +74,9 @@ class StepCosts:
                     if turn == 0:
                         reader.meter.passes.pop()  # the first pass of a width allocates
             self.add(reader.meter.passes)
+            if len(widths) > 1:
+                for entry in reader.meter.passes:
+                    self._swept[bucket(entry.context), entry.width].append(entry.seconds * 1000)
             reader.meter.passes.clear()
 
     def add(self, passes: Iterable[Pass]) -> None:
@@ -84,6 +89,7 @@ class StepCosts:
     def restore(self, at: int, width: int, ms: float) -> None:
         """Takes a cost from an earlier run on this machine as one sample."""
         self._samples[at, width].append(ms)
+        self._swept[at, width].append(ms)
 
     def known(self, width: int, at: int = 0) -> bool:
         """Whether this width was measured in this bucket."""
@@ -99,21 +105,31 @@ class StepCosts:
         """
         if not 1 <= width <= MAX_WIDTH:
             raise ValueError(f"a pass of width {width} has no cost: widths are 1 to {MAX_WIDTH}")
-        at = bucket(context)
-        for near in (*range(at, -1, -1), *range(at + 1, len(BUCKETS) + 1)):
-            samples = self._samples.get((near, width))
-            if samples:
-                return _summary(samples)
-        self.measure((width,), (0,))
-        return _summary(self._samples[0, width])
+        found = self._nearest(self._samples, width, context)
+        if found is None:
+            self.measure((width,), (0,))
+            found = self._samples[0, width]
+        return _summary(found)
 
     def table(self, context: int = 0) -> list[float]:
-        """Milliseconds at widths 1 to 16, for planning.
+        """Milliseconds at widths 1 to 16, for planning: how the widths compare.
 
-        Lower quartiles: other programs only ever add to a pass, and a burst that hits one width must not look like a
-        step in the width.
+        Only from measurements of all widths together, so that every width has seen the same moments: a machine moves
+        between states in which a wide pass costs half as much again, and widths that replies use have newer samples
+        than others. Lower quartiles: other programs only ever add to a pass.
         """
-        return [self.cost(width, context).low_ms for width in range(1, MAX_WIDTH + 1)]
+        out = []
+        for width in range(1, MAX_WIDTH + 1):
+            swept = self._nearest(self._swept, width, context)
+            out.append(self.cost(width, context).low_ms if swept is None else _summary(swept).low_ms)
+        return out
+
+    @staticmethod
+    def _nearest(samples: Mapping[tuple[int, int], deque[float]], width: int, context: int) -> deque[float] | None:
+        """Samples of the context's bucket, or of the nearest one below that has some, or above."""
+        at = bucket(context)
+        order = (*range(at, -1, -1), *range(at + 1, len(BUCKETS) + 1))
+        return next((found for near in order if (found := samples.get((near, width)))), None)
 
     def rows(self) -> list[tuple[int, int, Cost]]:
         """(bucket, width, cost) of everything measured, for storing."""

@@ -53,14 +53,21 @@ class Evidence:
         return planning.corrected(scored, self.factors(temperature))
 
     def sequences(self, temperature: float, last: int = REPLAYED) -> list[dict[Pair, Any]]:
-        """Overlaps by position of the last scored replies, with factors; where acceptance has moved, since it did."""
+        """Overlaps by position of the last scored replies, newest first, with factors.
+
+        Of a pair whose acceptance has moved, only what was scored since it did.
+        """
         found = self._stats.sequences(self._family, temperature_bucket(temperature), last=last)
         for pair, factor in self.factors(temperature).items():
             for reply in found:
                 if pair in reply:
                     reply[pair] = (reply[pair] * factor).clip(max=1.0)
-        moved = [e.positions for e in self.estimates(temperature).values() if e.moved]
+        moved = {pair: e.positions for pair, e in self.estimates(temperature).items() if e.moved}
         if not moved:
             return found
         ends = itertools.accumulate(len(next(iter(reply.values()))) for reply in found)
-        return [reply for reply, end in zip(found, ends, strict=True) if end <= min(moved)]
+        kept = (
+            {pair: values for pair, values in reply.items() if end <= moved.get(pair, end)}
+            for reply, end in zip(found, ends, strict=True)
+        )
+        return [reply for reply in kept if reply]

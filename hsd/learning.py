@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 import weakref
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from hsd import scoring
+from hsd import planning, scoring
 from hsd.conversations import Conversation
 from hsd.generation import Generation, Request
 from hsd.levels import Round
 from hsd.planner import Planner
 from hsd.planning import Work
 from hsd.sampling import Sampler
-from hsd.stats import ReplyRecord, Stats, SwitchRecord
+from hsd.stats import ReplyRecord, Stats, SwitchRecord, temperature_bucket
 from hsd.types import LOOKUP, Plan, Reply
 
 _SHARE = 0.05  # of the time of the replies, once the numbers are sure
 _OUTCOME = 300  # tokens of a plan that make the outcome of a switch to it
 _WAITING = 8  # finished replies that wait; older ones are let go
+_WINDOW = 8  # newest replies whose verdicts are held against what was expected
+_SEEN = -3.0  # standard errors below the expectation that are a contradiction
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +45,62 @@ class Scorable:
     reply_id: int
 
 
+class Doubts:
+    """Whether drafts were kept less often, in finished replies, than the numbers that plans rest on say.
+
+    The verdicts of a reply cost nothing and say at once what scoring, which has a small share of the time, would find
+    out late: that a draft was replaced, or that the work is of another kind. They do not replace it: they hold for the
+    pairs of one plan alone.
+
+    Args:
+        planner: what is expected.
+    """
+
+    def __init__(self, planner: Planner) -> None:
+        self._planner = planner
+        self._verdicts: dict[str, dict[tuple[str, str], deque[tuple[int, int]]]] = {}
+
+    def replied(self, reply: Reply, made: Generation) -> None:
+        """A reply was finished."""
+        if made.switches:
+            return
+        found = self._verdicts.setdefault(
+            temperature_bucket(made.request.params.temperature), defaultdict(lambda: deque(maxlen=_WINDOW))
+        )
+        for pair, kept, refused in verdicts_of(reply, made.rounds):
+            found[pair].append((kept, refused))
+
+    def any(self, temperature: float) -> bool:
+        """Whether some pair's verdicts since the last scoring contradict what is expected of it."""
+        rates = self._planner.evidence.rates(temperature)
+        for pair, replies in self._verdicts.get(temperature_bucket(temperature), {}).items():
+            kept, refused = (sum(counts) for counts in zip(*replies, strict=True))
+            if pair in rates and planning.shift_of([(kept, kept), *[(1, 0)] * refused], rates[pair]).seen < _SEEN:
+                return True
+        return False
+
+    def scored(self, temperature: float) -> None:
+        """A reply was scored: what its verdicts said is known better now."""
+        self._verdicts.pop(temperature_bucket(temperature), None)
+
+
+def verdicts_of(reply: Reply, rounds: Sequence[Round]) -> list[tuple[tuple[str, str], int, int]]:
+    """(draft and verifier, tokens kept, tokens refused) of every pair of a reply's chain.
+
+    Tokens behind a refusal were not judged. Under the target every round is known. Below it only sums are, and a
+    refusal can have cost a whole block: counted are as few as there can have been.
+    """
+    levels, blocks = reply.stats.levels, {s.name: s.threshold for s in Plan.parse(reply.stats.plan).drafts}
+    out = []
+    for draft, verifier in itertools.pairwise(levels):
+        kept, lost = draft.accepted, draft.proposed - draft.accepted
+        refused = -(-lost // max(blocks.get(draft.name, lost), 1))
+        if verifier is levels[-1]:
+            kept, refused = sum(r.accepted for r in rounds), sum(r.accepted < r.proposed for r in rounds)
+        out.append(((draft.name, verifier.name), kept, refused))
+    return out
+
+
 class Learner:
     """Scores finished replies while nobody waits.
 
@@ -56,6 +115,7 @@ class Learner:
         self._stats = stats
         self._names = list(names)
         self._waiting: deque[Scorable] = deque(maxlen=_WAITING)
+        self._doubts = Doubts(planner)
         self.share = _SHARE
         self._reply_seconds = self._own_seconds = 0.0
 
@@ -68,6 +128,7 @@ class Learner:
             reply_id: its row in the statistics.
         """
         self._reply_seconds += reply.stats.seconds
+        self._doubts.replied(reply, made)
         if conversation is not None and len(reply.token_ids) > 1:
             tokens = (*made.request.prompt, *reply.token_ids)
             self._waiting.append(Scorable(weakref.ref(conversation), tokens, made.request, made.sampler, reply_id))
@@ -84,10 +145,12 @@ class Learner:
         return scored
 
     def _may(self, reply: Scorable) -> bool:
-        """A small share of the replies' time; until the numbers are sure, as much as it takes."""
-        estimates = self._planner.acceptances(reply.request.params.temperature).values()
+        """A small share of the replies' time; until the numbers are sure, and once replies contradict them, as much as
+        it takes."""
+        temperature = reply.request.params.temperature
+        estimates = self._planner.acceptances(temperature).values()
         sure = bool(estimates) and all(e.sure for e in estimates)
-        return not sure or self._own_seconds <= self.share * self._reply_seconds
+        return not sure or self._own_seconds <= self.share * self._reply_seconds or self._doubts.any(temperature)
 
     def _score(self, reply: Scorable, should_stop: Callable[[], bool]) -> bool:
         tokens = list(reply.tokens)
@@ -100,6 +163,7 @@ class Learner:
         if scores is None:
             self._waiting.append(reply)
             return False
+        self._doubts.scored(reply.request.params.temperature)
         return self._stats.record_scores(reply.reply_id, scores.overlaps, scores.confidences)
 
 

@@ -34,8 +34,14 @@ _STALE = 8
 _CANDIDATES = 12
 """Plans of the ranking that are replayed: milliseconds each."""
 
+_WALKED = 6
+"""Scored replies from which on plans are replayed: what few say of runs is better than that there are none."""
+
 _NEAR = 3
 """Best plans of a replay whose thresholds are varied, twice."""
+
+_CALIBRATED = 200
+"""Scored positions from which on drafts stop by value."""
 
 _COLUMNS = 8
 """Columns over which the cost of one more is averaged: single widths have steps."""
@@ -121,8 +127,10 @@ class Planner:
         current = self._decisions[key].plan if key in self._decisions else None
         # What few replies say of long blocks and deep stacks is worth little, and being wrong there is dear.
         certain = bool(measured) and all(e.sure for e in measured.values())
+        sequences = self._comparable(temperature)
         begun = time.perf_counter()
-        ranked = planning.ranking(costs, rates, 8 if certain else 4, max_drafts=3 if certain else 2)
+        # A replay sees for itself how long blocks may be, but not from few replies what a third draft would do.
+        ranked = planning.ranking(costs, rates, 8 if certain or sequences else 4, max_drafts=3 if certain else 2)
         self.ranking_seconds = time.perf_counter() - begun
         held_ms = None if current is None else planning.expected_ms_per_token(current, costs, rates)
         pairs = {(a, b) for r in ranked[:3] for a, b in zip(r.plan.names, r.plan.names[1:], strict=False)}
@@ -131,7 +139,7 @@ class Planner:
         def error(new: Plan, old: Plan) -> float:
             return planning.gain_error(new, old, costs, rates, errors)
 
-        replayed = self._replay(ranked, current, costs, temperature)
+        replayed = self._replay(ranked, current, costs, sequences)
         self._replayed[key[0]] = bool(replayed)
         if replayed:
             ranked = [Ranked(plan, done.ms_per_token) for plan, done in replayed.items() if done.ms_per_token]
@@ -192,11 +200,11 @@ class Planner:
         if ground and key in self._rules:
             return self._rules[key]
         if (name, first, above) not in self._calibrations:
-            last = len(self.evidence.sequences(temperature))
+            last = sum((first, above) in reply for reply in self.evidence.sequences(temperature))
             samples = self._stats.calibrations(self.family, name, first, above, last=last) if last else []
             self._calibrations[name, first, above] = planning.fit(samples)
         calibration = self._calibrations[name, first, above]
-        if calibration is None or calibration.positions < SURE_POSITIONS:
+        if calibration is None or calibration.positions < _CALIBRATED:
             return None
         costs = ground[0] if ground else self.profile.costs(temperature == 0, context)
         pair = Plan(above, plan.drafts[:1])
@@ -254,16 +262,27 @@ class Planner:
             )
         return chosen
 
+    def _comparable(self, temperature: float) -> list[dict[tuple[str, str], Any]]:
+        """Scored replies that plans may be replayed on; none while they are too few to compare plans reply by reply."""
+        sequences = self.evidence.sequences(temperature)
+        # On the same replies for all plans, if possible: where a draft was replaced, older ones know nothing of it.
+        complete = [reply for reply in sequences if len(reply) == max(map(len, sequences))]
+        sequences = complete if len(complete) >= _WALKED else sequences
+        positions = sum(len(next(iter(reply.values()))) for reply in sequences)
+        return sequences if len(sequences) >= _WALKED or positions >= SURE_POSITIONS else []
+
     def _replay(
-        self, ranked: Sequence[Ranked], current: Plan | None, costs: Mapping[str, Sequence[float]], temperature: float
+        self,
+        ranked: Sequence[Ranked],
+        current: Plan | None,
+        costs: Mapping[str, Sequence[float]],
+        sequences: Sequence[dict[tuple[str, str], Any]],
     ) -> dict[Plan, Replayed]:
         """The best candidates walked over the last replies' own positions: acceptance comes in runs, averages hide it.
 
-        Then the best of them with other thresholds: the formula likes blocks longer than runs are. Empty until enough
-        positions were scored, or where some candidate cannot be replayed.
-        """
-        sequences = self.evidence.sequences(temperature)
-        if sum(len(next(iter(reply.values()))) for reply in sequences) < SURE_POSITIONS:
+        Then the best of them with other thresholds: the formula likes blocks longer than runs are. Empty where there is
+        nothing to walk over, or where some candidate cannot be replayed."""
+        if not sequences:
             return {}
         done: dict[Plan, Replayed] = {}
 
@@ -277,7 +296,7 @@ class Planner:
             return {}
         for _ in range(2):
             best = sorted(done, key=lambda plan: done[plan].ms_per_token or 0.0)[:_NEAR]
-            walk(near for plan in best for near in _neighbours(plan))
+            walk(near for plan in best for near in planning.neighbours(plan, MAX_WIDTH - 1))
         chains: dict[tuple[str, ...], Plan] = {}  # at their best thresholds
         for plan in sorted(done, key=lambda plan: done[plan].ms_per_token or 0.0):
             chains.setdefault(plan.names, plan)
@@ -322,14 +341,3 @@ class Planner:
                 for a in decision.alternatives
             ],
         }
-
-
-def _neighbours(plan: Plan) -> list[Plan]:
-    """The plan with one threshold changed a little."""
-    out = []
-    for i, stage in enumerate(plan.drafts):
-        for value in {stage.threshold - 2, stage.threshold - 1, stage.threshold + 1, stage.threshold + 2}:
-            if 1 <= value < MAX_WIDTH:
-                changed = (*plan.drafts[:i], Stage(stage.name, value), *plan.drafts[i + 1 :])
-                out.append(Plan(plan.target, changed))
-    return out

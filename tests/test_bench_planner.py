@@ -162,12 +162,15 @@ def test_a_regret_run_on_tiny_models():
 
 def test_recovered_is_from_where_on_it_stays_near_the_best():
     def rows(*ms):
-        return [{"tokens": 50, "ms": 50 * one} for one in ms]
+        return [{"tokens": 50, "ms": 50 * one, "due_ms": 50.0} for one in ms]
 
-    assert adaptation.recovered(rows(3, 3, 1, 1, 1, 1, 1, 1, 1), 1.0) == 100
-    assert adaptation.recovered(rows(1, 1, 1), 1.0) == 0
-    assert adaptation.recovered(rows(3, 3, 3, 3), 1.0) is None
-    assert adaptation.recovered(rows(2, 1, 1, 3, 3, 3, 3), 1.0) is None, "one easy stretch is no recovery"
+    assert adaptation.recovered(rows(3, 3, 1, 1, 1, 1, 1, 1, 1)) == 100
+    assert adaptation.recovered(rows(3, *[1] * 60)) == 50, "the end does not make up for it"
+    assert adaptation.recovered(rows(1, 1, 1)) == 0
+    assert adaptation.recovered(rows(3, 3, 3, 3)) is None
+    assert adaptation.recovered(rows(2, 1, 1, 3, 3, 3, 3)) is None, "one easy stretch is no recovery"
+    hard = [{"tokens": 50, "ms": 150.0, "due_ms": 150.0}, *rows(1, 1)]
+    assert adaptation.recovered(hard) == 0, "a prompt that is hard for the best plan too"
 
 
 def test_an_adaptation_scene_on_tiny_models():
@@ -176,7 +179,8 @@ def test_an_adaptation_scene_on_tiny_models():
     good = one.generate([1, 2, 3], hsd.SamplingParams(temperature=0, max_tokens=20), plan="big")
     adaptation.spoil(one)
     after = adaptation._phase(one, ["hello"], 40)
-    best, best_ms, plain_ms = adaptation._suited(one, after)
+    best, due, plain_ms = adaptation._suited(one, after)
+    best_ms = due["hello"]
     assert sum(row["tokens"] for row in before) >= 60 and best_ms <= plain_ms and best
     reply = one.generate([1, 2, 3], hsd.SamplingParams(temperature=0, max_tokens=20), plan="medium:3>big")
     assert reply.token_ids == good.token_ids and reply.stats.levels[0].accepted == 0, "useless, and still lossless"

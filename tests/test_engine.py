@@ -434,7 +434,7 @@ def test_auto_is_plain_decoding_where_no_draft_can_pay():
 
 def test_with_enough_positions_plans_are_compared_by_replay():
     one = engine(noise=0.02)
-    assert one.planner._replay([], None, one.planner.profile.table(), 1.0) == {}
+    assert one.planner._comparable(1.0) == []
     for seed in range(6):
         params = SamplingParams(temperature=1.0, seed=seed, max_tokens=120, banned_ids=(tiny.END,))
         one.generate("hello", params, plan="tiny:2>big")

@@ -13,6 +13,8 @@ from click.testing import CliRunner
 import hsd
 from hsd import SamplingParams
 from hsd.explanation import tables
+from hsd.learning import verdicts_of
+from hsd.levels import Round
 from hsd.stats import CostRecord, ReplyRecord, Stats
 from hsd.stats.estimate import Aggregate, current, decayed
 
@@ -65,6 +67,67 @@ def test_replies_that_merely_differ_are_no_change():
 @pytest.mark.parametrize("history", [replies(0.5, 1), replies(0.5, 2, size=1), [Aggregate("mid", 1, 0.0, 0.0)]])
 def test_short_histories_are_taken_whole(history):
     assert current(history, 2000) == decayed(history, 2000)
+
+
+def test_easy_and_hard_replies_in_turn_are_no_change():
+    """Three hard ones in a row happen by chance where replies differ as in small talk; three dead ones do not."""
+    mixed = [one for seed in range(20) for one in (*replies(0.95, 1, seed, 20), *replies(0.45, 1, seed, 20))]
+    assert not current([*replies(0.45, 3, 7, 20), *mixed], 2000).moved
+    assert current([*replies(0.45, 3, 7, 20), *replies(0.95, 40, 1, 20)], 2000).moved
+    assert current([*replies(0.02, 3, 7, 20), *mixed], 2000).moved
+
+
+def test_of_a_pair_that_moved_only_what_is_new_is_replayed():
+    one = engine(count=4, noise=0.005)
+    one.learner.share = 1e9
+    learned(one, replies=12)
+    one._models["tiny"].weights.norm.neg_()
+    learned(one, replies=2)
+    estimates = one.planner.acceptances(1.0)
+    assert {pair for pair, e in estimates.items() if e.moved} == {p for p in estimates if p[0] == "tiny"}
+    found = one.planner.evidence.sequences(1.0)
+    assert [("tiny", "big") in reply for reply in found] == [True] * 2 + [False] * 12
+    assert all(("medium", "big") in reply for reply in found), "of the others nothing is lost"
+
+
+def doubting(one: hsd.Engine, plan: str) -> list[int]:
+    """Sure numbers, and a share of the time that has been spent: scored replies, before and after a draft goes bad."""
+    params = SamplingParams(temperature=1.0, max_tokens=60, banned_ids=(tiny.END,))
+    for n in range(10):
+        one.generate(f"hello {n}", params, plan="medium:2>big")
+        one.learn()
+    one.learner.share = 0.0
+    counts = [one.stats.scored]
+    for n in range(3):
+        one.generate(f"you {n}", params, plan=plan)
+        one.learn()
+    counts.append(one.stats.scored)
+    one._models["small" if ">small" in plan else "tiny"].weights.norm.neg_()
+    for n in range(3):
+        one.generate(f"again {n}", params, plan=plan)
+        one.learn()
+    return [*counts, one.stats.scored]
+
+
+@pytest.mark.parametrize("plan", ["tiny:3>big", "tiny:3>small:3>big", "tiny:3>medium:3>big"])
+def test_verdicts_that_contradict_the_numbers_have_replies_scored_at_once(plan: str):
+    one = engine(count=4, noise=0.005)
+    before, calm, after = doubting(one, plan)
+    assert before == calm, "nothing to doubt, nothing left to spend"
+    assert after > calm
+    assert any(e.moved for e in one.planner.acceptances(1.0).values())
+
+
+def test_refusals_below_the_target_are_counted_as_few_as_there_can_have_been():
+    one = engine(count=4)
+    events = list(one.stream([1, 2, 3], SamplingParams(temperature=0, max_tokens=80), plan="tiny:3>small:4>big"))
+    reply = events[-1].reply
+    low, middle, _ = reply.stats.levels
+    rounds = [Round([1] * 3, [], 4, 2, 0.0), Round([1] * 5, [], 4, 4, 0.0)]
+    (first, kept, refused), (second, *top) = verdicts_of(reply, rounds)
+    assert first == ("tiny", "small") and kept == low.accepted
+    assert refused <= middle.passes and 3 * refused >= low.proposed - low.accepted
+    assert (second, top) == (("small", "big"), [6, 1])
 
 
 def test_the_planner_hears_of_scores_at_once():

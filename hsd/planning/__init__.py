@@ -26,7 +26,7 @@ from hsd.planning.observed import (
 from hsd.planning.overhead import Overhead, Work, fit_overhead, with_overhead
 from hsd.planning.path import relaxed_ms_per_token, relaxed_plan
 from hsd.planning.priors import prior_acceptance, standard_errors, with_priors
-from hsd.planning.refine import Ranked, best_plan, ranking
+from hsd.planning.refine import Ranked, best_plan, neighbours, ranking
 from hsd.planning.replay import Replayed, Sequences, relative_gain, replay, survival
 from hsd.planning.stopping import Calibration, StopRule, fit
 from hsd.planning.tables import Acceptances, Costs
@@ -62,6 +62,7 @@ __all__ = [
     "gain_error",
     "in_place",
     "measured_ms_per_token",
+    "neighbours",
     "observed_acceptance",
     "prior_acceptance",
     "ranking",

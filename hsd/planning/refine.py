@@ -11,7 +11,7 @@ import numpy as np
 from hsd.planning.expected import batch_ms, ms_of
 from hsd.planning.path import Coded, decode, shortest_paths
 from hsd.planning.tables import Acceptances, Costs, Tables, check_threshold, tables
-from hsd.types import Plan
+from hsd.types import Plan, Stage
 
 GRID = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 15, 19, 24, 30, 38, 48, 64)
 """Thresholds that short chains are tried with."""
@@ -86,6 +86,16 @@ def ranking(
     ordered = sorted(usable, key=lambda item: (item[1], len(item[0][0])))
     kept = [item for i, item in enumerate(ordered) if limit is None or i < limit or item[0] == plain]
     return [Ranked(decode(table, *coded), ms) for coded, ms in kept]
+
+
+def neighbours(plan: Plan, most: int) -> list[Plan]:
+    """The plan with one threshold changed by one or two, from 1 to `most`."""
+    return [
+        Plan(plan.target, (*plan.drafts[:i], Stage(stage.name, stage.threshold + by), *plan.drafts[i + 1 :]))
+        for i, stage in enumerate(plan.drafts)
+        for by in (-2, -1, 1, 2)
+        if 1 <= stage.threshold + by <= most
+    ]
 
 
 def _search(table: Tables, top: int) -> tuple[Coded, float]:

@@ -19,7 +19,7 @@ NEWEST = 60
 """Scored positions that a change has to show in."""
 
 BETWEEN = 0.12
-"""Standard deviation of acceptance between replies of one kind of work, whatever the number of their positions."""
+"""Least standard deviation of acceptance between replies of one kind of work, however many positions they have."""
 
 CLEAR, DOUBT = 0.15, 3.5
 """How far the newest must be from what was before to count as a change: in acceptance, and in standard errors."""
@@ -82,14 +82,21 @@ def _split(newest_first: list[Aggregate]) -> int:
 
 
 def _contradict(newest: list[Aggregate], older: list[Aggregate]) -> bool:
-    """Whether two stretches of replies can hardly have one acceptance."""
+    """Whether two stretches of replies can hardly have one acceptance.
+
+    Replies differ for more reasons than the number of their positions: by `BETWEEN`, or by as much as those of either
+    stretch differ among themselves, where that is more. Small talk has easy and hard replies in turn.
+    """
+    means = [np.array([a.total / a.positions for a in group]) for group in (newest, older)]
+    freedom = len(newest) + len(older) - 2
+    among = sum(float(((m - m.mean()) ** 2).sum()) for m in means) / freedom if freedom else 0.0
     rates, errors = [], []
     for group in (newest, older):
         count = sum(a.positions for a in group)
         rate = sum(a.total for a in group) / count
         spread = max(0.0, sum(a.squares for a in group) / count - rate**2) + SPREAD_PRIOR**2 / count
         rates.append(rate)
-        errors.append(RUNS**2 * spread / count + BETWEEN**2 / len(group))
+        errors.append(RUNS**2 * spread / count + max(BETWEEN**2, among) / len(group))
     apart = abs(rates[0] - rates[1])
     return apart > CLEAR and apart > DOUBT * float(np.sqrt(sum(errors)))
 

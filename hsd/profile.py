@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import platform
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -52,7 +52,8 @@ class Profile:
         self._works: dict[bool, deque[Work]] = {True: deque(maxlen=_WORKS), False: deque(maxlen=_WORKS)}
         self._overheads: dict[bool, Overhead] = {}
         self._recent: dict[str, deque[Pass]] = {name: deque(maxlen=_PASSES) for name in models}
-        self._widths: dict[tuple[str, int], list[float]] = {}
+        self._tables: dict[tuple[str, int], list[float]] = {}  # measured alone
+        self._widths: dict[tuple[str, int], list[float]] = {}  # as they are in replies
 
     @property
     def measured(self) -> bool:
@@ -72,7 +73,7 @@ class Profile:
                 if not 0 < ms < MAX_MS:
                     break  # no time: this model is measured anew
                 self._costs[name].restore(0, width, ms)
-        self._widths.clear()
+        self._measured_anew()
 
     def begin(self, tell: Callable[[LoadProgress], None]) -> None:
         """Knows every cost, from an earlier run or by measuring; `tell` hears what is being measured."""
@@ -86,7 +87,7 @@ class Profile:
             self._costs[name] = StepCosts(self._models[name])
             self._costs[name].measure()
             self._recent[name].clear()
-        self._widths.clear()
+        self._measured_anew()
         self.store()
 
     def ages(self) -> dict[str, float]:
@@ -114,7 +115,7 @@ class Profile:
         for name, costs in self._costs.items():
             tell(name)
             costs.measure(repeats=5 if not costs.known(1) else 2, stop=stop)
-        self._widths.clear()
+        self._measured_anew()
         self.store()
 
     def refresh(self, stop: Callable[[], bool] = lambda: False) -> None:
@@ -125,7 +126,7 @@ class Profile:
         """
         self._costs[self._target].measure((1,), (0,), repeats=3, stop=stop)
         self._costs[next(self._in_turn)].measure(buckets=(0,), repeats=1, stop=stop)
-        self._widths.clear()
+        self._measured_anew()
         self.store()
 
     def learn(self, name: str, passes: Iterable[Pass]) -> None:
@@ -174,15 +175,8 @@ class Profile:
 
         Medians: what else the machine does slows plain decoding as it slows the reply.
         """
-        costs = self._costs[self._target]
-        steps: dict[int, float] = {}
-        total = 0.0
-        for context in contexts:
-            place = context // 256
-            if place not in steps:
-                steps[place] = costs.cost(1, context).ms
-            total += steps[place]
-        return total
+        places = Counter(context // 256 for context in contexts)
+        return sum(count * self._costs[self._target].cost(1, 256 * place).ms for place, count in places.items())
 
     def table(self, context: int = 0) -> dict[str, list[float]]:
         """Milliseconds of a pass at widths 1 to 16 for every level, the lookup first, the target last."""
@@ -200,7 +194,7 @@ class Profile:
         """
         key = name, bucket(context)
         if key not in self._widths:
-            table = self._costs[name].table(context)
+            table = self._alone(name, context)
             self._widths[key] = [ratio * ms for ratio, ms in zip(self._in_place(name), table, strict=True)]
         return self._widths[key]
 
@@ -210,15 +204,22 @@ class Profile:
         A draft's pass after a full acceptance reads two tokens for one row; it counts as the step of one that it is in
         the plan.
         """
-        tables: dict[int, list[float]] = {}
         passes = []
         for entry in self._recent[name]:
-            at = bucket(entry.context)
-            if at not in tables:
-                tables[at] = self._costs[name].table(entry.context)
             width = 1 if entry.last == 1 else entry.width
-            passes.append((width, 1000 * entry.seconds, tables[at][width - 1]))
+            passes.append((width, 1000 * entry.seconds, self._alone(name, entry.context)[width - 1]))
         return in_place(passes, MAX_WIDTH).tolist()
+
+    def _alone(self, name: str, context: int) -> list[float]:
+        """Milliseconds at widths 1 to 16 as measured alone."""
+        key = name, bucket(context)
+        if key not in self._tables:
+            self._tables[key] = self._costs[name].table(context)
+        return self._tables[key]
+
+    def _measured_anew(self) -> None:
+        self._tables.clear()
+        self._widths.clear()
 
     def _keys(self) -> dict[str, Any]:
         return {

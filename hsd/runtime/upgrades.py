@@ -74,15 +74,17 @@ class Upgrades:
             self.kernels = self._kernels.attach()
         return [name for name, steps in self._steps.items() if steps.fresh() and steps.attach(should_stop)]
 
-    def wait(self, tell: Callable[[str], None] = lambda _: None) -> None:
-        """Waits until everything is compiled; minutes, once per machine.
+    def wait(self, tell: Callable[[str], None] = lambda _: None, seconds: float | None = None) -> None:
+        """Waits until everything is compiled: a quarter of a minute for our own steps, minutes for torch's, once per
+        machine.
 
         Args:
             tell: told what is going on, if there is anything to wait for.
+            seconds: at most so long; None is as long as it takes.
         """
         if self._builder.running:
             tell(f"Compiling steps for this processor ({self._builder.remaining} left); once, a minute or two …")
-            self._builder.wait()
+            self._builder.wait(seconds)
 
     def close(self) -> None:
         """Ends what is being compiled; finished steps stay for the next start."""

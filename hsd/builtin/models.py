@@ -51,7 +51,7 @@ LADDERS: dict[str, dict[str, Shape]] = {
 """Families by the budget that trains them: two hours of two cores, a stay at a GPU, an hour more on top of the first, a
 few seconds."""
 
-SHIPPED = "cpu"
+SHIPPED = "grown"
 """The ladder of the weights in the repository."""
 
 

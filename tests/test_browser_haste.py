@@ -69,6 +69,24 @@ def test_a_setting_that_was_typed_is_not_replaced_by_an_older_one(page: Any, ser
     page.click("#settings > button")
 
 
+def test_the_keyboard_stays_where_it_was_put_a_reply_is_said_and_its_end_is_a_click_away(
+    page: Any, server: Scripted
+) -> None:
+    fresh(page)
+    assert page.evaluate("document.activeElement.matches('#message textarea')")
+    send(page, "a medium long reply")
+    page.wait_for_selector("#running .prose")
+    page.focus("#search input, #search textarea")
+    page.wait_for_selector("#history .meta")
+    page.wait_for_function("document.getElementById('spoken')?.textContent.startsWith('Reply: Use tar')")
+    assert "Copy" not in page.inner_text("#spoken")
+    assert page.evaluate("!!document.activeElement.closest('#search')")
+    page.evaluate("scrollTo(0, 0)")
+    page.click("#to-end")
+    page.wait_for_function("innerHeight + scrollY >= document.documentElement.scrollHeight - 80")
+    page.wait_for_selector("#to-end", state="hidden")
+
+
 def test_enter_twice_and_two_clicks_send_once(page: Any, server: Scripted) -> None:
     fresh(page)
     page.fill("#message textarea", "send this only once")

@@ -269,7 +269,9 @@
       place.id = "spoken";
       place.setAttribute("role", "status");
     }
-    const said = (reply.querySelector(".prose") ?? reply.querySelector(".ending"))?.textContent.trim() ?? "";
+    const copy = (reply.querySelector(".prose") ?? reply.querySelector(".ending"))?.cloneNode(true);
+    for (const head of copy?.querySelectorAll(".code-head") ?? []) head.remove();
+    const said = copy?.textContent.trim() ?? "";
     place.textContent = `Reply: ${said.length > 400 ? `${said.slice(0, 400)}…` : said}`;
   };
 

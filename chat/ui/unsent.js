@@ -43,7 +43,6 @@
       if (before !== null || (text && !area.value)) put(area, text);
     }
     begun = false;
-    if (id === "new" && document.activeElement?.matches("body, #new")) area.focus();
   };
 
   // Called when a message was stored, or refused: it leaves the box, what was typed since then stays.
@@ -65,8 +64,8 @@
   }, true);
   addEventListener("click", (event) => {
     if (event.target.closest?.("#message .submit-button")) sending();
-    // The buttons go when they have been used; the keyboard must not go with them.
-    if (matchMedia("(hover: hover)").matches && event.target.closest?.("#message button")) box()?.focus();
+    // The buttons go when they have been used, and a new chat is begun to write; the keyboard goes to the box.
+    if (matchMedia("(hover: hover)").matches && event.target.closest?.("#message button, #new")) box()?.focus();
   }, true);
   addEventListener("pagehide", keep);
   // Examples and sent messages change the box without anybody typing.

@@ -175,12 +175,8 @@ def launch(session: Session, arguments: Arguments, password: str | None) -> tupl
     from chat.ui import page as ui
 
     page = ui.build(session)
-    # Nobody waits in Gradio's own queue, so nobody need be told of it. It looks for events a thousand times a second,
-    # on the models' processor; nobody feels a hundredth of one.
-    page.queue(default_concurrency_limit=None, status_update_rate=3600)
-    page._queue.sleep_when_free, page._queue.progress_update_sleep_when_free = 0.01, 1.0
     try:
-        _, address, shared = page.launch(
+        _, address, shared = page.queue(default_concurrency_limit=None).launch(
             server_name=arguments.host,
             server_port=arguments.port,
             share=arguments.share,
@@ -202,7 +198,7 @@ def launch(session: Session, arguments: Arguments, password: str | None) -> tupl
             css=ui.CSS,
             head=ui.HEAD,
             app_kwargs={
-                "middleware": [Middleware(Guard, local_only=arguments.local, guests=arguments.guests, first=ui.FIRST)],
+                "middleware": [Middleware(Guard, local_only=arguments.local, guests=arguments.guests)],
                 "docs_url": None,
                 "redoc_url": None,
             },

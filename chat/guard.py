@@ -44,11 +44,10 @@ class Guard:
         local_only: refuse requests that were addressed to another name: a web page elsewhere can point a name of its
             own at 127.0.0.1 and would otherwise read what is served here.
         guests: give every browser a cookie that tells it from others, see `visitor`.
-        first: HTML that the page is to begin with, before any script that is there without it.
     """
 
-    def __init__(self, app: Any, local_only: bool, guests: bool = False, first: str = "") -> None:
-        self.app, self.local_only, self.guests, self.first = app, local_only, guests, first.encode()
+    def __init__(self, app: Any, local_only: bool, guests: bool = False) -> None:
+        self.app, self.local_only, self.guests = app, local_only, guests
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] not in ("http", "websocket"):
@@ -62,30 +61,12 @@ class Guard:
         cookie = f"{COOKIE}={secrets.token_urlsafe(18)}; Path=/; Max-Age={YEAR_SECONDS}; HttpOnly; SameSite=Lax"
         headers = (*_HEADERS, (b"set-cookie", cookie.encode())) if new else _HEADERS
 
-        add = len(self.first) if scope.get("path") == "/" and scope.get("method") == "GET" else 0
-
         async def send_with_headers(message: Any) -> None:
-            nonlocal add
             if message["type"] == "http.response.start":
-                given = dict(message.get("headers", ()))
-                if not given.get(b"content-type", b"").startswith(b"text/html") or b"content-encoding" in given:
-                    add = 0
-                lengthened = (_longer(header, add) for header in message.get("headers", ()))
-                message["headers"] = [*lengthened, *headers]
-            elif add and _HEAD in message.get("body", b""):
-                message["body"] = message["body"].replace(_HEAD, _HEAD + self.first, 1)
-                add = 0
+                message["headers"] = [*message.get("headers", ()), *headers]
             await send(message)
 
         await self.app(scope, receive, send_with_headers)
-
-
-_HEAD = b"<head>"
-
-
-def _longer(header: tuple[bytes, bytes], add: int) -> tuple[bytes, bytes]:
-    name, value = header
-    return (name, str(int(value) + add).encode()) if name == b"content-length" else header
 
 
 _HEADERS = (

@@ -23,7 +23,7 @@ _SHARE = 0.05  # of the time of the replies, once the numbers are sure
 _OUTCOME = 300  # tokens of a plan that make the outcome of a switch to it
 _WAITING = 8  # finished replies that wait; older ones are let go
 _WINDOW = 8  # newest replies whose verdicts are held against what was expected
-_SEEN = -3.0  # standard errors below the expectation that are a contradiction
+_CONTRADICTION = -3.0  # standard errors from what was expected
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,12 +70,15 @@ class Doubts:
         for pair, kept, refused in verdicts_of(reply, made.rounds):
             found[pair].append((kept, refused))
 
-    def any(self, temperature: float) -> bool:
+    def contradict(self, temperature: float) -> bool:
         """Whether some pair's verdicts since the last scoring contradict what is expected of it."""
         rates = self._planner.evidence.rates(temperature)
         for pair, replies in self._verdicts.get(temperature_bucket(temperature), {}).items():
             kept, refused = (sum(counts) for counts in zip(*replies, strict=True))
-            if pair in rates and planning.shift_of([(kept, kept), *[(1, 0)] * refused], rates[pair]).seen < _SEEN:
+            if (
+                pair in rates
+                and planning.shift_of([(kept, kept), *[(1, 0)] * refused], rates[pair]).seen < _CONTRADICTION
+            ):
                 return True
         return False
 
@@ -150,7 +153,7 @@ class Learner:
         temperature = reply.request.params.temperature
         estimates = self._planner.acceptances(temperature).values()
         sure = bool(estimates) and all(e.sure for e in estimates)
-        return not sure or self._own_seconds <= self.share * self._reply_seconds or self._doubts.any(temperature)
+        return not sure or self._own_seconds <= self.share * self._reply_seconds or self._doubts.contradict(temperature)
 
     def _score(self, reply: Scorable, should_stop: Callable[[], bool]) -> bool:
         tokens = list(reply.tokens)

@@ -266,7 +266,8 @@ class Planner:
         """Scored replies that plans may be replayed on; none while they are too few to compare plans reply by reply."""
         sequences = self.evidence.sequences(temperature)
         # On the same replies for all plans, if possible: where a draft was replaced, older ones know nothing of it.
-        complete = [reply for reply in sequences if len(reply) == max(map(len, sequences))]
+        most = max(map(len, sequences), default=0)
+        complete = [reply for reply in sequences if len(reply) == most]
         sequences = complete if len(complete) >= _WALKED else sequences
         positions = sum(len(next(iter(reply.values()))) for reply in sequences)
         return sequences if len(sequences) >= _WALKED or positions >= SURE_POSITIONS else []
@@ -281,7 +282,8 @@ class Planner:
         """The best candidates walked over the last replies' own positions: acceptance comes in runs, averages hide it.
 
         Then the best of them with other thresholds: the formula likes blocks longer than runs are. Empty where there is
-        nothing to walk over, or where some candidate cannot be replayed."""
+        nothing to walk over, or where some candidate cannot be replayed.
+        """
         if not sequences:
             return {}
         done: dict[Plan, Replayed] = {}

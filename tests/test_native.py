@@ -382,6 +382,43 @@ def test_the_number_of_threads_does_not_show(shape, root):
     assert torch.equal(seen[0], seen[1]) and torch.equal(seen[0], seen[2])
 
 
+def test_a_pass_leaves_the_arithmetic_of_its_threads_as_it_was(root, tiles):
+    """Inside a pass the smallest numbers count as 0; what others compute afterwards must not notice."""
+    model = using(wrapped(), root, tiles)
+    model.forward(IDS[:5], model.new_cache(), 5)
+    small = torch.full((1 << 20,), 1e-40)  # large enough for torch to share it out among the same threads
+    assert bool((small * 1.0 > 0).all())
+
+
+@pytest.mark.parametrize("shape", ("llama", "qwen2"))
+def test_weights_too_small_for_a_normal_number_count_as_none(shape, root, tiles):
+    """Queries so long that softmax underflows, at widths that share keys in every way."""
+
+    def sharp(dtype: torch.dtype):
+        model = made(shape, dtype)
+        for layer in model.model.layers:
+            layer.self_attn.q_proj.weight.data *= 512
+        return model
+
+    model = using(wrap("m", sharp(torch.bfloat16), 512), root, tiles)
+    with torch.inference_mode():
+        exact = sharp(torch.float32)
+        exact.set_attn_implementation("eager")  # shows its weights
+        whole = exact(torch.tensor([IDS]), use_cache=False, output_attentions=True)
+        coarse = sharp(torch.bfloat16)(torch.tensor([IDS]), use_cache=False).logits[0].float()
+    small = torch.stack(whole.attentions)
+    assert ((small > 0) & (small < 2**-126)).any()  # or the test would say nothing
+    allowed = 1.5 * float((whole.logits[0] - coarse).abs().max())
+    for start in (0, 37, 150):
+        cache = model.new_cache()
+        if start:
+            Reader(model, cache).prefill(IDS[:start])
+        for width in (1, 2, 3, 5, 7, 16):
+            got = model.forward(IDS[start : start + width], cache, width)
+            assert float((got - whole.logits[0, start : start + width]).abs().max()) < allowed
+            cache.rewind(start)
+
+
 def test_beside_other_work_on_every_core_a_reply_is_the_same(root, monkeypatch):
     before = torch.get_num_threads()
     torch.set_num_threads(2)  # also where tests are given one core: then they stand in each other's way

@@ -21,14 +21,11 @@
 #include <cmath>
 #include <cstddef>
 
+#include "attention.h"
 #include "draw.h"
 #include "model.h"
 
 namespace {
-
-constexpr int kThreads = 64;  // most threads
-
-inline int64_t rounded(int64_t n) { return (n + 15) / 16 * 16; }
 
 struct Pass {
   const Model& m;
@@ -120,74 +117,13 @@ inline __m512 gated(__m512 gate, __m512 up) {
   return _mm512_mul_ps(_mm512_div_ps(gate, _mm512_add_ps(one, e)), up);
 }
 
-// 16 sums of 16 lanes each.
-inline __m512 sums(const __m512* v) {
-  __m512 a[16], b[16];
-  for (int i = 0; i < 8; i++) {
-    const __m512 lo = _mm512_unpacklo_ps(v[2 * i], v[2 * i + 1]), hi = _mm512_unpackhi_ps(v[2 * i], v[2 * i + 1]);
-    a[i] = _mm512_add_ps(lo, hi);  // in every quarter: two lanes of v[2i], v[2i+1] in turn
-  }
-  for (int i = 0; i < 4; i++) {
-    const __m512 lo = _mm512_castpd_ps(_mm512_unpacklo_pd(_mm512_castps_pd(a[2 * i]), _mm512_castps_pd(a[2 * i + 1])));
-    const __m512 hi = _mm512_castpd_ps(_mm512_unpackhi_pd(_mm512_castps_pd(a[2 * i]), _mm512_castps_pd(a[2 * i + 1])));
-    b[i] = _mm512_add_ps(lo, hi);  // in every quarter: one sum of each of v[4i] … v[4i+3]
-  }
-  for (int i = 0; i < 2; i++) {
-    const __m512 lo = _mm512_shuffle_f32x4(b[2 * i], b[2 * i + 1], 0x88),
-                 hi = _mm512_shuffle_f32x4(b[2 * i], b[2 * i + 1], 0xdd);
-    a[i] = _mm512_add_ps(lo, hi);
-  }
-  const __m512 lo = _mm512_shuffle_f32x4(a[0], a[1], 0x88), hi = _mm512_shuffle_f32x4(a[0], a[1], 0xdd);
-  return _mm512_add_ps(lo, hi);
-}
-
-// One query over `span` positions that lie `stride` floats apart. `out` (head_dim); `scores` has room for the span.
-void attend(const float* q, const float* keys, const float* values, int64_t stride, int64_t span, int64_t size,
-            float* scores, float* out) {
-  __m512 top = _mm512_set1_ps(-INFINITY);
-  int64_t p = 0;
-  for (; p < span; p += 16) {
-    __m512 v[16];
-    const int64_t some = span - p < 16 ? span - p : 16;
-    for (int64_t i = 0; i < 16; i++) {
-      __m512 sum = _mm512_setzero_ps();
-      const float* k = keys + (p + (i < some ? i : 0)) * stride;
-      for (int64_t c = 0; c < size; c += 16) sum = _mm512_fmadd_ps(_mm512_loadu_ps(q + c), _mm512_loadu_ps(k + c), sum);
-      v[i] = sum;
-    }
-    __m512 s = sums(v);
-    if (some < 16) s = _mm512_mask_blend_ps((1 << some) - 1, _mm512_set1_ps(-INFINITY), s);
-    _mm512_storeu_ps(scores + p, s);
-    top = _mm512_max_ps(top, s);
-  }
-  const __m512 largest = _mm512_set1_ps(_mm512_reduce_max_ps(top));
-  __m512 total = _mm512_setzero_ps();
-  for (p = 0; p < span; p += 16) {
-    const int64_t some = span - p;
-    __m512 e = exponential(_mm512_sub_ps(_mm512_loadu_ps(scores + p), largest));
-    if (some < 16) e = _mm512_maskz_mov_ps((1 << some) - 1, e);
-    _mm512_storeu_ps(scores + p, e);
-    total = _mm512_add_ps(total, e);
-  }
-  const __m512 share = _mm512_set1_ps(1.0f / _mm512_reduce_add_ps(total));
-  for (int64_t c = 0; c < size; c += 64) {
-    const int64_t some = (size - c < 64 ? size - c : 64) / 16;
-    __m512 sum[4] = {_mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps()};
-    for (p = 0; p < span; p++) {
-      const __m512 weight = _mm512_set1_ps(scores[p]);
-      const float* v = values + p * stride + c;
-      for (int64_t i = 0; i < some; i++) sum[i] = _mm512_fmadd_ps(weight, _mm512_loadu_ps(v + 16 * i), sum[i]);
-    }
-    for (int64_t i = 0; i < some; i++) _mm512_storeu_ps(out + c + 16 * i, _mm512_mul_ps(sum[i], share));
-  }
-}
-
 // What threads share during a pass, cut out of one piece of memory.
 struct Scratch {
   float *hidden, *qkv, *query, *squares, *scores;
   bf16 *x, *attended, *inner, *rows;
   double* usual;    // seconds of a pass by the number of its tokens, 0 if not known
   int64_t deepest;  // features of the widest input
+  int64_t room;     // floats for a query's scores
   size_t bytes;
 
   Scratch(const Model& m, char* base) {
@@ -203,7 +139,8 @@ struct Scratch {
     qkv = (float*)take(all * kLanes, 4);
     query = (float*)take(heads * kLanes, 4);
     squares = (float*)take(m.width / kRows * kLanes, 4);
-    scores = (float*)take(kThreads * (rounded(m.context) + m.head_dim + 16), 4);
+    room = rounded(m.context) + 16;
+    scores = (float*)take(m.threads * kAsked * (room + m.head_dim), 4);
     x = (bf16*)take(m.width * kLanes, 2);
     attended = (bf16*)take(heads * kLanes, 2);
     inner = (bf16*)take(m.inner * kLanes, 2);
@@ -297,9 +234,40 @@ inline __m512 finished(const float* sums, int i, __m512 scale, const bf16* bias,
   return bias ? _mm512_add_ps(y, _mm512_set1_ps(widened(bias[n + i]))) : y;
 }
 
+// While one is there, its thread takes numbers below the smallest normal float32 for 0. Softmax gives such weights to
+// what a model does not look at, and a processor multiplies with one of them many times as slowly.
+class Flushed {
+ public:
+  Flushed() : before_(_mm_getcsr()) { _mm_setcsr(before_ | 0x8040); }  // results and operands
+  ~Flushed() { _mm_setcsr(before_); }
+  Flushed(const Flushed&) = delete;
+
+ private:
+  unsigned before_;
+};
+
+// What a head's query came to, as the next product takes it.
+void attended_by(const Pass& pass, const Scratch& s, int64_t head, int64_t lane, const float* result, float share) {
+  const int64_t size = pass.m.head_dim;
+  alignas(64) bf16 narrow[512];
+  for (int64_t i = 0; i < size; i += 16)
+    _mm256_storeu_si256((__m256i*)(narrow + i),
+                        narrowed(_mm512_mul_ps(_mm512_loadu_ps(result + i), _mm512_set1_ps(share))));
+  if (pass.stride == 1) {
+    std::memcpy(s.attended + head * size, narrow, size * sizeof(bf16));
+    return;
+  }
+  uint32_t pair;
+  for (int64_t i = 0; i < size; i += 2) {
+    std::memcpy(&pair, narrow + i, 4);
+    std::memcpy(s.attended + 2 * pair_at(head * size + i, lane, pass.group), &pair, 4);
+  }
+}
+
 void work(Pass pass, const Scratch& s, const int64_t* ids, float* const* cache, int last, float* logits, int t,
           int threads) {
   const Model& m = pass.m;
+  const Flushed flushed;
   pass.rows = s.rows + t * kRows * s.deepest;
   const int lanes = pass.lanes, stride = pass.stride, rows = stride == 1 ? 1 : kRows;
   const int64_t size = m.head_dim, kv = m.kv_heads, row = kv * size, group = m.heads / kv;
@@ -344,24 +312,24 @@ void work(Pass pass, const Scratch& s, const int64_t* ids, float* const* cache, 
     }
 #pragma omp barrier
 
-    const Share seen(m.heads * lanes, 1, t, threads);
-    float* scores = s.scores + t * (rounded(m.context) + size + 16);
-    float* result = scores + rounded(m.context) + 16;
+    const Asked asked(group * lanes, kv, threads);
+    const Share seen(kv * asked.parts, 1, t, threads);
+    float* scores = s.scores + t * kAsked * (s.room + size);
     for (int64_t unit = seen.begin; unit < seen.end; unit++) {
-      const int64_t head = unit / lanes, lane = unit % lanes, from = head / group * size;
-      attend(s.query + unit * size, keys + from, values + from, row, pass.start + lane + 1, size, scores, result);
-      alignas(64) bf16 rounded_out[512];
-      for (int64_t i = 0; i < size; i += 16)
-        _mm256_storeu_si256((__m256i*)(rounded_out + i), narrowed(_mm512_loadu_ps(result + i)));
-      if (stride == 1) {
-        std::memcpy(s.attended + head * size, rounded_out, size * sizeof(bf16));
-      } else {
-        uint32_t pair;
-        for (int64_t i = 0; i < size; i += 2) {
-          std::memcpy(&pair, rounded_out + i, 4);
-          std::memcpy(s.attended + 2 * pair_at(head * size + i, lane, pass.group), &pair, 4);
-        }
+      const int64_t of = unit / asked.parts, first = asked.begin(unit % asked.parts),
+                    count = asked.begin(unit % asked.parts + 1) - first;
+      const float* queries[kAsked];
+      float *results[kAsked], shares[kAsked];
+      int64_t spans[kAsked], heads[kAsked], tokens[kAsked];
+      for (int64_t i = 0; i < count; i++) {
+        heads[i] = of * group + (first + i) % group, tokens[i] = (first + i) / group;
+        queries[i] = s.query + (heads[i] * lanes + tokens[i]) * size;
+        spans[i] = pass.start + tokens[i] + 1;
+        results[i] = scores + kAsked * s.room + i * size;
       }
+      const Attention attention{keys + of * size, values + of * size, row, size, scores, s.room};
+      attention(queries, spans, int(count), results, shares);
+      for (int64_t i = 0; i < count; i++) attended_by(pass, s, heads[i], tokens[i], results[i], shares[i]);
     }
 #pragma omp barrier
 

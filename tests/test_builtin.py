@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 from random import Random
 
@@ -184,12 +185,42 @@ def test_dialogues_alternate_and_blanks_are_left_out():
     assert persona.parse("User 1: I am [name].\nUser 2: Hi.\nUser 1: a\nUser 2: b") is None
 
 
-def test_sums_are_right():
+def test_sums_are_right_in_every_step():
     rng = Random(0)
-    for _ in range(300):
-        left, right = sums.arithmetic(rng)[1].content.rstrip(".").split(" = ")
-        assert math.isclose(eval(left), float(right))
-        assert sums.units(rng)[1].content.endswith(".")
+    steps = 0
+    for _ in range(400):
+        first, *rest = sums.arithmetic(rng)[1].content.rstrip(".").split(" = ")
+        assert all(math.isclose(eval(first), eval(said)) for said in rest), (first, rest)
+        steps += len(rest) > 1
+    assert steps > 50
+
+
+def test_conversions_are_right_in_every_step():
+    rng = Random(0)
+    steps = 0
+    for _ in range(400):
+        reply = sums.units(rng)[1].content
+        number, unit, worked, other = re.fullmatch(r"(\d+) (.+?) are (?:about )?([\d.+= ]+) (\D+)\.", reply).groups()
+        *parts, result = worked.split(" = ")
+        factors = {(a, b): factor for a, b, factor in sums._UNITS}
+        if (unit, other) in factors:
+            assert float(result) == pytest.approx(float(number) * factors[unit, other], abs=0.051)
+        assert all(eval(part) == pytest.approx(float(result), abs=0.061) for part in parts)
+        steps += bool(parts)
+    assert steps > 50
+
+
+def test_held_out_sums_are_asked_in_no_wording():
+    def what(reply: str) -> tuple[str, str]:
+        """("57 + 30", "") or ("47 feet", "meters.")"""
+        first, rest = re.split(r" = | are ", reply, maxsplit=1)
+        return first, rest.rsplit(" ", 1)[1] if " are " in reply else ""
+
+    rng = Random(0)
+    held_out = {what(turns[1].content) for turns in questions.read_sums()}
+    trained = {what(make(rng)[1].content) for make in (sums.arithmetic, sums.units) for _ in range(10_000)}
+    assert len(held_out) > 55 and len(trained) > 4_000
+    assert not held_out & trained
 
 
 def test_rates_rise_stay_and_fall_to_zero():

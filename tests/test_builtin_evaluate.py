@@ -67,6 +67,14 @@ def test_the_last_number_of_a_reply_is_its_result():
     assert judging.sums(["5 + 2 = 3.", "No idea."], asked) == {"questions": 2, "right": 0}
 
 
+def test_the_topic_of_a_reply_is_no_fact_of_it():
+    about = own.read_scripts("app")
+    assert all(script.replies[0].startswith("About ") and ": " in script.replies[0] for script in about)
+    asked = [questions.FactQuestion("what protects a shared chat", (("password",),))]
+    assert judging.facts(["About passwords: Any user name will do."], asked)["right"] == 0
+    assert judging.facts(["About sharing: Visitors need a password."], asked)["right"] == 1
+
+
 def test_sums_are_asked_with_numbers_of_their_own():
     sums = questions.read_sums()
     assert len({questions.plain(turns[0].content) for turns in sums}) == 60

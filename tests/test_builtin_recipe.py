@@ -68,6 +68,13 @@ def test_a_run_that_is_killed_ends_in_the_same_family(tmp_path, checkpoints):
     assert model.is_quantized and model.config.quantization_config.bnb_4bit_quant_type == "nf4"
     assert AutoModelForCausalLM.from_pretrained(whole / "out" / "tiny").dtype == torch.bfloat16
     assert not list((whole / "out").glob(".*"))
+    # One draft alone, further, in two calls: the others stay what they are.
+    before, more = exported(whole), [*options(whole), "--stage", "more", "--draft-steps", "18"]
+    assert train.main([*more, "--only", "large"]) == 1
+    assert train.main([*more, "--only", "tiny", "--stop-after", "17"]) == 0
+    assert train.main([*more, "--only", "tiny"]) == 0
+    assert train.main([*options(whole), "--stage", "export"]) == 0
+    assert {name for name, data in exported(whole).items() if data != before[name]} == {"tiny"}
 
 
 def test_the_loader_of_families_reads_what_is_stored_in_4_bits(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -21,6 +22,7 @@ from hsd.runtime import wrap
 from hsd.sampling import Sampler
 from hsd.scoring import score
 
+_TOPIC = re.compile(r"\AAbout [^:\n]{1,40}: ")
 Models = Mapping[str, LlamaForCausalLM]
 """Cheapest first, the target last."""
 
@@ -39,8 +41,9 @@ def commands(replies: Sequence[str], asked: Sequence[questions.CommandQuestion])
 
 
 def facts(replies: Sequence[str], asked: Sequence[questions.FactQuestion]) -> dict[str, float]:
-    """Share of replies that have every key fact."""
-    right = sum(questions.has_facts(reply, q.facts) for reply, q in zip(replies, asked, strict=True))
+    """Share of replies that have every key fact, whatever they call their topic ("About passwords: …")."""
+    said = [_TOPIC.sub("", reply) for reply in replies]
+    right = sum(questions.has_facts(reply, q.facts) for reply, q in zip(said, asked, strict=True))
     return {"questions": len(asked), "right": right / len(asked)}
 
 

@@ -3,7 +3,8 @@
 `howto.jsonl`  one task a line: program, wish, command, and other words for the wish ("asked": wishes to be framed,
                whole sentences if they end with a full stop or a question mark, or things to look for after a "~").
 `named.jsonl`  the same with names in it: `%file%` stands for one of the values of `slots.json`.
-others         one conversation a line: turns of {"asked": [one of these], "reply": text}, which may have names too.
+others         one conversation a line: turns of {"asked": [one of these], "reply": text}, which may have names too;
+               with a "topic" the reply begins with "About TOPIC: ".
 """
 
 from __future__ import annotations
@@ -91,7 +92,12 @@ def read_scripts(name: str, size: str = "32 million") -> list[Script]:
         turns = row["turns"]
         if not turns or any(not turn.get("asked") or not turn.get("reply") for turn in turns):
             raise HsdError(f"{where}: every turn needs 'asked' and 'reply'.", "See hsd/builtin/own.py for the form.")
-        replies = tuple(turn["reply"].replace("%size of the target%", size) for turn in turns)
+        # As an answer with a command first says again what it does: what is meant is decided before how it is said.
+        topics = (f"About {turn['topic']}: " if "topic" in turn else "" for turn in turns)
+        replies = tuple(
+            topic + turn["reply"].replace("%size of the target%", size)
+            for topic, turn in zip(topics, turns, strict=True)
+        )
         _check_slots(where, [*replies, *(text for turn in turns for text in turn["asked"])])
         scripts.append(Script(tuple(tuple(turn["asked"]) for turn in turns), replies))
     return scripts

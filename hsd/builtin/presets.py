@@ -59,7 +59,7 @@ PRESETS: dict[str, Preset] = {
         "grown", 650, 450, 16, 512, 4500, 8,
         Rates(muon=0.0125, adam=1.5e-3, warmup=30, decay=0.7), Rates(muon=0.012, adam=2e-3, warmup=20, decay=0.8),
         judge_every=150,
-        shares=Shares(4200, 1200, 600, 400, 80, 60, 3200, 400, 900, 400, 500),
+        shares=Shares(3600, 900, 500, 350, 80, 90, 4400, 400, 700, 400, 2600),
     ),
     # One stay at a large GPU: 150M and 59M tokens.
     "gpu": Preset(

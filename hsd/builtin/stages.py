@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 
 import torch
+from torch import Tensor
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from hsd.builtin import grow, kept, stored, tokenizer
@@ -140,6 +141,9 @@ class Work:
         path = self.checkpoint(self._stage(name))
         if not path.is_file():
             raise HsdError(f"There is no checkpoint of '{name}' in {self.folder}.", "Run its stage first.")
+        further = self.checkpoint(f"more-{name}")
+        if further.is_file() and further.stat().st_mtime > path.stat().st_mtime:
+            path = further
         model = self.fresh(name)
         model.load_state_dict(torch.load(path, map_location="cpu", weights_only=True)["learners"][name]["model"])
         return model
@@ -230,9 +234,35 @@ def train_drafts(work: Work, stop_after: int | None = None) -> int:
         return train(
             learners, Stream(work.text), settings, checkpoint, teacher=(target, soften), judge=judge, plan=plan
         )
-    measure = torch.compile(kept_loss, dynamic=True) if work.compiled else kept_loss
-    stream = KeptStream(_replies(work, target), work.seed, measure)
+    stream = KeptStream(_replies(work, target), work.seed, _kept_loss(work))
     return train(learners, stream, settings, checkpoint, judge=judge, plan=plan)
+
+
+def train_more(work: Work, name: str, stop_after: int | None = None) -> int:
+    """Train one draft on, alone, from where the drafts' stage left it, on the same replies in another order.
+
+    A draft between two others pays only if it is clearly better than the smallest, so it may need more steps than that
+    can use; alone its steps cost a fraction of those of all.
+
+    Raises:
+        HsdError: there is no such draft, the drafts' stage has not run, or there are no replies.
+    """
+    if name not in work.drafts:
+        raise HsdError(f"There is no draft '{name}'.", f"--only takes one of {', '.join(work.drafts)}.")
+    p = work.preset
+    begun = work.trained(name) if not work.checkpoint(f"more-{name}").is_file() else work.fresh(name)
+    learners = {name: Learner(begun, p.draft_rates, work.compiled, varied=True)}
+    settings = work.settings(p.draft_steps, p.draft_rates, stop_after, lightest=0.5)
+    half = torch.bfloat16 if work.device.type == "cuda" or fast_bf16() else torch.float32
+    replies = _replies(work, stored.load(store_target(work), work.device, half).eval())
+    if not replies:
+        raise HsdError("There are no replies to learn from.", "--stage more needs --replies of at least 1.")
+    stream = KeptStream(replies, work.seed + 1, _kept_loss(work))
+    return train(learners, stream, settings, work.checkpoint(f"more-{name}"), judge=work.judge())
+
+
+def _kept_loss(work: Work) -> Callable[..., Tensor]:
+    return torch.compile(kept_loss, dynamic=True) if work.compiled else kept_loss
 
 
 def _replies(work: Work, target: LlamaForCausalLM) -> list[Written]:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
+from functools import cache
 from random import Random
 
 from hsd.builtin.conversation import Conversation, conversation
 from hsd.builtin.phrasing import careless
+from hsd.builtin.questions import read_sums
 
 _ASK = (
     "What is {}?",
@@ -80,38 +83,69 @@ _CONVERT = (
 
 
 def arithmetic(rng: Random) -> Conversation:
-    """One sum: up to three digits for + and -, the times table up to 12, divisions without remainder."""
-    sign = rng.choice("++--*/")
-    if sign in "+-":
-        top = rng.choice((10, 20, 100))
-        a, b = rng.randint(0, top), rng.randint(0, top)
-        if sign == "-" and b > a:
-            a, b = b, a
-    else:
-        a, b = rng.randint(1, 12), rng.randint(1, 12)
-        a = a * b if sign == "/" else a
+    """One sum: numbers up to 100 for + and -, the times table, two digits times one, divisions without remainder."""
+    while True:
+        sign = rng.choice("+++---**/")
+        a, b = _numbers(sign, rng)
+        if (sign, a, b) not in _kept()[0]:
+            break
     if rng.random() < 0.25:
         asked = rng.choice(_STORIES[sign]).format(a=a, b=b)
-        return conversation(careless(asked, rng), f"{a} {sign} {b} = {_result(a, sign, b)}.")
+        return conversation(careless(asked, rng), f"{a} {sign} {b} = {_worked(a, sign, b)}.")
     spoken = _SPOKEN[sign] if rng.random() < 0.3 else sign
     text = f"{a}{sign}{b}" if spoken == sign and rng.random() < 0.3 else f"{a} {spoken} {b}"
-    return conversation(careless(rng.choice(_ASK).format(text), rng), f"{a} {sign} {b} = {_result(a, sign, b)}.")
+    return conversation(careless(rng.choice(_ASK).format(text), rng), f"{a} {sign} {b} = {_worked(a, sign, b)}.")
 
 
-def _result(a: int, sign: str, b: int) -> int:
-    return {"+": a + b, "-": a - b, "*": a * b, "/": a // b if b else 0}[sign]
+def _numbers(sign: str, rng: Random) -> tuple[int, int]:
+    if sign in "+-":
+        top = rng.choice((20, 100, 100))
+        a, b = rng.randint(0, top), rng.randint(0, top)
+        return (b, a) if sign == "-" and b > a else (a, b)
+    a, b = rng.randint(1, 12), rng.randint(1, 12)
+    if sign == "*" and rng.random() < 0.4:
+        a, b = rng.randint(11, 99), rng.randint(2, 9)
+    return (a * b if sign == "/" else a), b
+
+
+def _worked(a: int, sign: str, b: int) -> str:
+    """The result, behind a step in between where tens and ones are both to be reckoned with: one pass over the digits
+    is too short for a small model to carry."""
+    if sign == "+" and min(a, b) > 10 and a % 10 and b % 10:
+        return f"{a - a % 10 + b - b % 10} + {a % 10 + b % 10} = {a + b}"
+    if sign == "-" and b > 10 and b % 10 and a % 10 < b % 10 and a < 100:
+        return f"{a - b + b % 10} - {b % 10} = {a - b}"
+    if sign == "*" and a > 12 and a % 10:
+        return f"{(a - a % 10) * b} + {a % 10 * b} = {a * b}"
+    return str({"+": a + b, "-": a - b, "*": a * b, "/": a // b if b else 0}[sign])
 
 
 def units(rng: Random) -> Conversation:
-    """One conversion of a round number, or of a temperature."""
-    n = rng.choice((1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 15, 20, 25, 30, 40, 50, 60, 80, 100))
-    if rng.random() < 0.15:
-        a, b, value = "degrees Celsius", "degrees Fahrenheit", n * 9 / 5 + 32
-        about = ""
-    else:
+    """One conversion of a number up to 100, or of a temperature."""
+    while True:
+        n = rng.choice((rng.randint(1, 10), 10 * rng.randint(1, 10), rng.randint(11, 99), rng.randint(11, 99)))
         a, b, factor = rng.choice(_UNITS)
-        value = n * factor
-        about = "" if factor == int(factor) else "about "
-    shown = f"{value:.1f}".removesuffix(".0")
-    asked = careless(rng.choice(_CONVERT).format(n=n, a=a, b=b), rng)
-    return conversation(asked, f"{n} {a} are {about}{shown} {b}.")
+        if (n, a, b) not in _kept()[1]:
+            break
+    if rng.random() < 0.08:
+        a, b, worked = "degrees Celsius", "degrees Fahrenheit", _shown(n * 9 / 5 + 32)
+    else:
+        worked = "" if factor == int(factor) else "about "
+        if n > 10 and n % 10 and factor % 1000:  # three zeros more need no step in between
+            worked += f"{_shown((n - n % 10) * factor, 2)} + {_shown(n % 10 * factor, 2)} = "
+        worked += _shown(n * factor)
+    return conversation(careless(rng.choice(_CONVERT).format(n=n, a=a, b=b), rng), f"{n} {a} are {worked} {b}.")
+
+
+def _shown(value: float, places: int = 1) -> str:
+    text = f"{value:.{places}f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text
+
+
+@cache
+def _kept() -> tuple[frozenset[tuple[str, int, int]], frozenset[tuple[int, str, str]]]:
+    """What the held-out sums ask for: (sign, a, b), and (n, unit, unit). No wording of these is trained on."""
+    replies = [turns[-1].content for turns in read_sums()]
+    signs = {(m[2], int(m[1]), int(m[3])) for m in (re.match(r"(\d+) ([-+*/]) (\d+) = ", r) for r in replies) if m}
+    pairs = [re.match(r"(\d+) (.+?) are (?:about )?[\d.]+ (.+)\.$", r) for r in replies]
+    return frozenset(signs), frozenset((int(m[1]), m[2], m[3]) for m in pairs if m)

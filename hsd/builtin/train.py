@@ -16,7 +16,7 @@ from hsd.builtin.budget import Budget
 from hsd.builtin.presets import PRESETS, Preset, flops
 from hsd.errors import HsdError
 
-STAGES: tuple[str, ...] = ("tokenizer", "target", "drafts", "export", "all")
+STAGES: tuple[str, ...] = ("tokenizer", "target", "drafts", "more", "export", "all")
 
 
 def default_work() -> Path:
@@ -33,6 +33,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--grow-from", type=Path, metavar="WORK", help="begin with what the run in this folder has learnt")
     p.add_argument("--preset", choices=PRESETS, help="sizes and lengths; gpu where there is one, else cpu")
     p.add_argument("--stage", choices=STAGES, default="all")
+    p.add_argument("--only", metavar="DRAFT", help="the draft that --stage more trains on alone")
     p.add_argument("--minutes", type=float, help="time for everything, over all calls; steps are cut to fit")
     p.add_argument("--steps", type=int, help="steps of the target")
     p.add_argument("--draft-steps", type=int, help="steps of the drafts, which are trained together")
@@ -111,6 +112,8 @@ def main(arguments: list[str] | None = None) -> int:
             stages.train_target(work, a.stop_after)
         if a.stage in ("drafts", "all"):
             stages.train_drafts(work, a.stop_after)
+        if a.stage == "more":
+            stages.train_more(work, a.only or "", a.stop_after)
         if a.stage in ("export", "all"):
             stages.export(work, a.out)
     except HsdError as error:

@@ -40,7 +40,7 @@ Options of the chat:
   --port NUMBER     where to listen                                                 (default: 7860)
   --share           a public link, behind a password; --share-hours H: it ends after so long (default: 72)
   --together        all who have the password see the same conversations
-  --password TEXT   asked for by the page; needed for any address but this machine
+  --password TEXT   asked for by the page, needed for any address but this machine; --api-key KEY: by the API
   --data-dir DIR    where conversations and statistics are kept
   --plan PLAN       plan of new conversations, like lookup:2>tiny:3>big              (default: auto)
   --unload-after M  minutes without a message after which memory is freed, 0: never  (default: 60)

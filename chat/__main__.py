@@ -27,6 +27,13 @@ from chat import app
 )
 @click.option("--together", is_flag=True, help="All who have the password see the same conversations.")
 @click.option("--password", default=None, help="Ask visitors for it; made and printed where one is needed.")
+@click.option(
+    "--api-key",
+    default=None,
+    envvar="HSD_API_KEY",
+    show_envvar=True,
+    help="Clients of the API must send it; without one the API answers this machine alone.",
+)
 @click.option("--data-dir", default=None, type=click.Path(file_okay=False), help="Folder of chat.db and stats.db.")
 @click.option("--plan", default="auto", show_default=True, help="Plan of new conversations, like lookup:2>tiny:3>big.")
 @click.option("--config", default=None, type=click.Path(dir_okay=False), help="Another models.yaml.")

@@ -23,6 +23,7 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 import hsd
+from chat.api import Api, checked_key
 from chat.guard import Guard, is_loopback
 from chat.own_families import OwnFamilies
 from chat.request import EngineLike, Load
@@ -52,6 +53,7 @@ class Arguments:
     unload_after: float = 60.0
     together: bool = False
     share_hours: float = 72.0
+    api_key: str | None = None
 
     @property
     def local(self) -> bool:
@@ -73,6 +75,7 @@ def serve(arguments: Arguments) -> int:
     family = hsd.find_family(arguments.family, arguments.config)
     if arguments.plan != "auto":
         hsd.Plan.parse(arguments.plan)
+    checked_key(arguments.api_key)
     check_port(arguments.host, arguments.port)
     folder = hsd.data_dir(arguments.data_dir)
     # Visitors must not read what the owner wrote.
@@ -174,6 +177,9 @@ def launch(session: Session, arguments: Arguments, password: str | None) -> tupl
 
     from chat.ui import page as ui
 
+    # Without a key only for whoever could use the page as well: at this machine, and where it asks for no password.
+    free = arguments.local and password is None
+    api = Middleware(Api, session=session, key=checked_key(arguments.api_key), free=free)
     page = ui.build(session)
     try:
         _, address, shared = page.queue(default_concurrency_limit=None).launch(
@@ -198,7 +204,7 @@ def launch(session: Session, arguments: Arguments, password: str | None) -> tupl
             css=ui.CSS,
             head=ui.HEAD,
             app_kwargs={
-                "middleware": [Middleware(Guard, local_only=arguments.local, guests=arguments.guests)],
+                "middleware": [Middleware(Guard, local_only=arguments.local, guests=arguments.guests), api],
                 "docs_url": None,
                 "redoc_url": None,
             },
@@ -217,6 +223,9 @@ def _announce(
             f"Shared at {shared}; it ends {until}" if shared else "No public address: sharing needs the network.",
             flush=True,
         )
+    if arguments.api_key or (arguments.local and not password):
+        asks = "asks for the key" if arguments.api_key else "for programs of this machine"
+        print(f"The API is at {address.rstrip('/')}/v1  ({asks})", flush=True)
     if password:
         print(f"Password: {password}  (any user name)", flush=True)
         own = "Every browser sees its own conversations." if arguments.guests else "All see the same conversations."

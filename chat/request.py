@@ -37,6 +37,7 @@ class EngineLike(Protocol):
         *,
         plan: str,
         cancel: threading.Event,
+        drop: bool | None = None,
     ) -> Iterator[hsd.Event]: ...
 
     def race(

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import hsd
 from chat import plans
+from chat.api_request import ApiRequest
 from chat.race import RaceRequest
 from chat.request import EngineLike, EngineState, EngineView, Load, Request, outcome
 from chat.saving import Saving
@@ -263,7 +264,7 @@ class Worker:
         self._temperature = request.params.temperature
         self._changed(request.conversation_id)
         try:
-            if isinstance(request, RaceRequest):
+            if isinstance(request, RaceRequest | ApiRequest):
                 values = request.run(self._engine, self._changed)
             else:
                 values = self._follow(self._engine, request)

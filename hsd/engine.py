@@ -161,6 +161,7 @@ class Engine:
         early_stop: bool = True,
         *,
         cancel: threading.Event | None = None,
+        drop: bool | None = None,
     ) -> Stream:
         """A reply as it is made: Started, Tokens per round of the target, Replanned where the plan changes, Finished.
 
@@ -178,6 +179,7 @@ class Engine:
                 does not pay. Needs 500 scored positions; off above temperature 0 where `params` has a seed, because
                 what is drafted then depends on what was learned so far.
             cancel: set it, from any thread, to end the reply.
+            drop: leave the oldest turns out of what is too long, or refuse it; None is as the family says.
 
         Raises:
             PromptError: no message, or more of it than the context holds.
@@ -186,7 +188,8 @@ class Engine:
         """
         self._usable()
         begun = time.perf_counter()
-        asked = ask(messages, params, plan, verification, early_stop, cancel, planner=self.planner, fit=self._fit)
+        fit = self._fit if drop is None else partial(self._fit, drop=drop)
+        asked = ask(messages, params, plan, verification, early_stop, cancel, planner=self.planner, fit=fit)
         stream = Stream(self._run(asked, time.perf_counter() - begun), asked.cancel)
         self._stream = weakref.ref(stream)
         return stream

@@ -29,7 +29,15 @@ class LoadError(HsdError):
 
 
 class PromptError(HsdError):
-    """A prompt cannot be decoded: empty, too long for the context, or refused by the chat template."""
+    """A prompt cannot be decoded: empty, too long for the context, or refused by the chat template.
+
+    Args:
+        tokens: how many it has, where they are too many for the context; None otherwise.
+    """
+
+    def __init__(self, message: str, hint: str = "", tokens: int | None = None) -> None:
+        super().__init__(message, hint)
+        self.tokens = tokens
 
 
 class ModelError(HsdError):

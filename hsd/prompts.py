@@ -125,6 +125,7 @@ class Prompts:
             raise PromptError(
                 f"The conversation has {len(ids)} tokens, and the context holds {context} with the reply.",
                 "Shorten the message or begin a new chat.",
+                tokens=len(ids),
             )
         wrong = next((i for i in ids if not 0 <= i < self._vocab), None)
         if wrong is not None:

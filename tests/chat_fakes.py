@@ -63,6 +63,7 @@ class ScriptedEngine:
         *,
         plan: str = "auto",
         cancel: threading.Event | None = None,
+        drop: bool | None = None,
     ) -> Iterator[hsd.Event]:
         messages, said = self._understood(messages)
         self.prompts.append(list(messages))

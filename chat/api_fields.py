@@ -13,6 +13,7 @@ from chat import plans
 
 MOST_MESSAGES = 2048
 MOST_STOPS = 16
+MOST_BIASES = 4096
 LETTERS_PER_TOKEN = 16
 """More than any tokenizer's mean: what has more letters than this times the context cannot fit."""
 
@@ -210,8 +211,8 @@ def _stops(value: object) -> tuple[str, ...]:
 def _bias(value: object) -> dict[int, float] | None:
     if value is None:
         return None
-    if not isinstance(value, dict):
-        raise _bad("logit_bias", value, "an object: token id to number")
+    if not isinstance(value, dict) or len(value) > MOST_BIASES:
+        raise _bad("logit_bias", value, f"an object, token id to number, of at most {MOST_BIASES}")
     bias = {}
     for token, number in value.items():
         usual = isinstance(number, int | float) and not isinstance(number, bool)
@@ -237,8 +238,10 @@ def _thinking(values: Mapping[str, Any]) -> bool | None:
 def _messages(value: object, letters: int, context: int) -> list[dict[str, str]]:
     if not isinstance(value, list) or not value:
         raise _bad("messages", value, "a list with at least one message")
-    if len(value) > MOST_MESSAGES:
-        raise too_long(f"There are {len(value)} messages; a conversation has at most {MOST_MESSAGES} here.")
+    # Every message takes a token at least, and is not read to find that out.
+    most = min(MOST_MESSAGES, context)
+    if len(value) > most:
+        raise too_long(f"There are {len(value)} messages; a conversation has at most {most} here.")
     messages = [_message(message, f"messages[{place}]") for place, message in enumerate(value)]
     total = sum(len(message["content"]) for message in messages)
     if total > letters:

@@ -24,13 +24,19 @@ class News:
 
     def __init__(self) -> None:
         self._loop, self._event, self._told = asyncio.get_running_loop(), asyncio.Event(), False
+        self._last = asyncio.Event()
 
-    def tell(self) -> None:
-        """Something changed."""
-        if not self._told:
+    def tell(self, last: bool = False) -> None:
+        """Something changed; for the last time."""
+        if last or not self._told:
             self._told = True
             with contextlib.suppress(RuntimeError):  # the server has ended
-                self._loop.call_soon_threadsafe(self._event.set)
+                self._loop.call_soon_threadsafe(self._set, last)
+
+    def _set(self, last: bool) -> None:
+        self._event.set()
+        if last:
+            self._last.set()
 
     async def wait(self, seconds: float | None) -> bool:
         """Whether something changed since the last call, as soon as it has or the time is up."""
@@ -42,6 +48,12 @@ class News:
         self._event.clear()
         self._told = False
         return True
+
+    async def pause(self, seconds: float) -> None:
+        """Let some time pass, unless nothing is to come any more."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._last.wait()
 
 
 class Telling:
@@ -91,16 +103,17 @@ class Telling:
         sent = {"reasoning_content": 0, "content": 0}
         while True:
             over = request.over  # before the text is looked at: what is there then is all
+            more = False
             for name, text in (("reasoning_content", request.split.thought), ("content", request.split.answer)):
                 if len(text) > sent[name]:
                     await self._http.event(self._answer.part({name: text[sent[name] :]}))
-                    sent[name] = len(text)
+                    sent[name], more = len(text), True
             if over:
                 return
+            if more:
+                await self.news.pause(SPACING_SECONDS)
             if not await self.news.wait(PATIENCE_SECONDS):
                 await self._http.comment("reading" if request.accepted else "waiting")
-            elif not request.over:
-                await asyncio.sleep(SPACING_SECONDS)
 
     def _queued(self, request: ApiRequest) -> float:
         return max(0.0, request.started - self._called) if request.started else 0.0

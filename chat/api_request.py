@@ -87,7 +87,7 @@ class ApiRequest(Request):
     """A reply for a client of the API. All but `tell` is written in the worker's thread.
 
     Args:
-        tell: called after every change, from any thread.
+        tell: called after every change, from any thread; with True after the last.
         split: the text so far.
         accepted: the engine has taken the prompt.
         reply: how it ended, if the engine said so.
@@ -96,7 +96,7 @@ class ApiRequest(Request):
         error: what the worker says of a failure.
     """
 
-    tell: Callable[[], None] = lambda: None
+    tell: Callable[[bool], None] = lambda last: None
     split: Split = field(default_factory=Split)
     accepted: bool = False
     reply: hsd.Reply | None = None
@@ -121,7 +121,7 @@ class ApiRequest(Request):
                         self.accepted = True
                     case hsd.Finished():
                         self.reply = event.reply
-                self.tell()
+                self.tell(False)
         except hsd.HsdError as error:
             self.problem = error
             raise
@@ -132,5 +132,5 @@ class ApiRequest(Request):
         self.split.flush()
         self.error = values.get("error")
         self.over = True
-        self.tell()
+        self.tell(True)
         return {}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import http.client
 import json
 import threading
 import time
@@ -16,7 +18,7 @@ from chat_waiting import until
 from click.testing import CliRunner
 
 import hsd
-from chat import api_replies
+from chat import api_http, api_replies
 from chat.__main__ import chat
 from chat.api import MOST_OPEN
 from chat.api_fields import MOST_MESSAGES
@@ -38,6 +40,8 @@ class Recording(ScriptedEngine):
     def stream(self, messages: Sequence[Mapping[str, Any]], params: hsd.SamplingParams, **options: Any) -> Any:
         self.asked.append((params, options["plan"]))
         self.words.append(0)
+        if "BREAK" in str(messages[-1]["content"]):
+            raise RuntimeError("a device was lost")
         for event in super().stream(messages, params, **options):
             if isinstance(event, hsd.Tokens):
                 self.words[-1] += len(event.ids)
@@ -266,6 +270,12 @@ def test_a_failure_is_an_error_or_the_last_event(session: Session, client: Clien
     assert client.chat(said("hello"))[0] == 200
 
 
+def test_an_engine_that_breaks_is_loaded_anew_for_the_next_request(session: Session, client: Client) -> None:
+    status, value = client.chat(said("BREAK"))
+    assert status == 500 and "a device was lost" in problem(value)["message"]
+    assert client.chat(said("hello"), max_tokens=3)[0] == 200 and session.engine.state == "ready"
+
+
 # ------------------------------------------------------------------------------------------------------- what is asked
 
 IMPOSSIBLE: list[tuple[str, Any]] = [
@@ -299,6 +309,7 @@ IMPOSSIBLE: list[tuple[str, Any]] = [
     ("logit_bias", [1]),
     ("logit_bias", {"a": 1}),
     ("logit_bias", {"5": 101}),
+    ("logit_bias", {str(token): 1 for token in range(5000)}),
     ("response_format", {"type": "json_object"}),
     ("tool_choice", "required"),
     ("modalities", ["text", "audio"]),
@@ -419,6 +430,31 @@ def test_a_body_that_is_too_large_is_refused_whether_it_says_so_or_not(client: C
     status, _, value = client.ask("POST", CHAT, chunks)
     assert status == 413 and problem(value)["code"] == "request_too_large"
     assert client.chat(said("hello"), max_tokens=3)[0] == 200
+
+
+def test_a_body_that_does_not_come_is_not_waited_for(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(api_http, "BODY_SECONDS", 0.2)
+    lines = [http.client.HTTPConnection("127.0.0.1", client.port, timeout=30) for _ in range(2)]
+    for line in lines:
+        line.putrequest("POST", CHAT)
+        line.putheader("content-type", "application/json")
+        line.putheader("content-length", "100")
+        line.endheaders(b'{"messages":')
+    lines[0].close()
+    answer = lines[1].getresponse()
+    assert answer.status == 408 and problem(json.loads(answer.read()))["code"] == "timeout"
+    lines[1].close()
+    assert client.chat(said("hello"), max_tokens=3)[0] == 200
+
+
+def test_a_client_that_takes_nothing_is_as_good_as_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(api_http, "SEND_SECONDS", 0.05)
+
+    async def send(_: Any) -> None:
+        await asyncio.Event().wait()
+
+    with pytest.raises(api_http.Gone):
+        asyncio.run(api_http.Exchange({}, None, send).events())
 
 
 # ------------------------------------------------------------------------------------------------------- who may ask

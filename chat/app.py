@@ -181,8 +181,12 @@ def launch(session: Session, arguments: Arguments, password: str | None) -> tupl
     free = arguments.local and password is None
     api = Middleware(Api, session=session, key=checked_key(arguments.api_key), free=free)
     page = ui.build(session)
+    # Nobody waits in Gradio's own queue, so nobody need be told of it. It looks for events a thousand times a second,
+    # on the models' processor; nobody feels a hundredth of one.
+    page.queue(default_concurrency_limit=None, status_update_rate=3600)
+    page._queue.sleep_when_free, page._queue.progress_update_sleep_when_free = 0.01, 1.0
     try:
-        _, address, shared = page.queue(default_concurrency_limit=None).launch(
+        _, address, shared = page.launch(
             server_name=arguments.host,
             server_port=arguments.port,
             share=arguments.share,
@@ -204,7 +208,10 @@ def launch(session: Session, arguments: Arguments, password: str | None) -> tupl
             css=ui.CSS,
             head=ui.HEAD,
             app_kwargs={
-                "middleware": [Middleware(Guard, local_only=arguments.local, guests=arguments.guests), api],
+                "middleware": [
+                    Middleware(Guard, local_only=arguments.local, guests=arguments.guests, first=ui.FIRST),
+                    api,
+                ],
                 "docs_url": None,
                 "redoc_url": None,
             },

@@ -33,7 +33,7 @@ def visitor(request: Any) -> str:
 
     A browser that keeps no cookies is a new visitor with every page.
     """
-    given = (getattr(request, "cookies", None) or {}).get(COOKIE) or f"page {request.session_hash}"
+    given = (getattr(request, "cookies", None) or {}).get(COOKIE) or f"page {getattr(request, 'session_hash', '')}"
     return hashlib.sha256(str(given).encode()).hexdigest()[:24]
 
 
@@ -44,10 +44,11 @@ class Guard:
         local_only: refuse requests that were addressed to another name: a web page elsewhere can point a name of its
             own at 127.0.0.1 and would otherwise read what is served here.
         guests: give every browser a cookie that tells it from others, see `visitor`.
+        first: HTML that the page is to begin with, before any script that is there without it.
     """
 
-    def __init__(self, app: Any, local_only: bool, guests: bool = False) -> None:
-        self.app, self.local_only, self.guests = app, local_only, guests
+    def __init__(self, app: Any, local_only: bool, guests: bool = False, first: str = "") -> None:
+        self.app, self.local_only, self.guests, self.first = app, local_only, guests, first.encode()
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] not in ("http", "websocket"):
@@ -61,12 +62,38 @@ class Guard:
         cookie = f"{COOKIE}={secrets.token_urlsafe(18)}; Path=/; Max-Age={YEAR_SECONDS}; HttpOnly; SameSite=Lax"
         headers = (*_HEADERS, (b"set-cookie", cookie.encode())) if new else _HEADERS
 
+        begins = bool(self.first) and scope.get("path") == "/" and scope.get("method") == "GET"
+        held: dict[str, Any] | None = None  # how long the answer is may depend on its first part
+
         async def send_with_headers(message: Any) -> None:
+            nonlocal held
             if message["type"] == "http.response.start":
+                given = dict(message.get("headers", ()))
                 message["headers"] = [*message.get("headers", ()), *headers]
+                if (
+                    begins
+                    and given.get(b"content-type", b"").startswith(b"text/html")
+                    and b"content-encoding" not in given
+                ):
+                    held = message
+                    return
+            elif held is not None:
+                start, held = held, None
+                if _HEAD in message.get("body", b""):
+                    message["body"] = message["body"].replace(_HEAD, _HEAD + self.first, 1)
+                    start["headers"] = [_longer(header, len(self.first)) for header in start["headers"]]
+                await send(start)
             await send(message)
 
         await self.app(scope, receive, send_with_headers)
+
+
+_HEAD = b"<head>"
+
+
+def _longer(header: tuple[bytes, bytes], add: int) -> tuple[bytes, bytes]:
+    name, value = header
+    return (name, str(int(value) + add).encode()) if name == b"content-length" else header
 
 
 _HEADERS = (

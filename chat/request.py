@@ -109,7 +109,10 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Live:
-    """A reply that is not finished. `ahead`: requests before it; `started` is False while it waits."""
+    """A reply that is not finished. `ahead`: requests before it; `started` is False while it waits.
+
+    `since`: the monotonic clock when it began, 0 while it waits.
+    """
 
     message_id: str
     text: str
@@ -118,6 +121,7 @@ class Live:
     started: bool
     ahead: int
     stopping: bool
+    since: float = 0.0
 
     @classmethod
     def of(cls, request: Request, ahead: int) -> Live:
@@ -130,6 +134,7 @@ class Live:
             started=request.started is not None,
             ahead=ahead,
             stopping=request.cancel.is_set(),
+            since=request.started or 0.0,
         )
 
 

@@ -17,6 +17,7 @@ import dataclasses
 import http.client
 import json
 import os
+import re
 import signal
 import socket
 import sqlite3
@@ -213,23 +214,26 @@ def serving(kind: str, folder: Path) -> Iterator[tuple[str, psutil.Process]]:
 # What reads the page
 
 
-class Reader:
-    """A tab without a browser: joins the two events that write the page, and reads what they send."""
+WRITERS = ("history", "listing", "plan-top")
+"""An output of each event that writes the page."""
 
-    def __init__(self, address: str, conversation: str, events: Sequence[str] = ("follow", "stream")) -> None:
+
+class Reader:
+    """A tab without a browser: joins the events that write the page, reads them, and asks for the reply as it grows."""
+
+    def __init__(self, address: str, conversation: str, events: Sequence[str] = WRITERS) -> None:
         self.address, self.session = address, f"bench{time.time_ns()}"
         config = json.load(urllib.request.urlopen(f"{address}config"))
         elements = {c["id"]: c.get("props", {}).get("elem_id") for c in config["components"]}
+        self._growing = next(identifier for identifier, name in elements.items() if name == "running")
         self.bytes, self.functions = 0, {}
         for function in config["dependencies"]:
             outputs = {elements.get(i) for i in function["outputs"]}
             inputs = [elements.get(i) for i in function["inputs"]]
-            if {"settled", "rest"} <= outputs:
-                self.functions["stream"] = function
-            elif "history" in outputs and "listing" in outputs:
-                self.functions["follow"] = function
-            elif inputs == ["current"] and len(function["outputs"]) > 5:
+            if inputs == ["current"] and "held" in outputs:
                 self.functions["enter"] = function
+            elif inputs == ["current"] and (name := next((n for n in WRITERS if n in outputs), "")):
+                self.functions[name] = function
             elif inputs[:2] == ["message", "held"] and {"sent", "held"} <= outputs:
                 self.functions.setdefault("send", function)
         host = urllib.parse.urlsplit(address)
@@ -251,8 +255,24 @@ class Reader:
         try:
             for line in self._connection.getresponse():
                 self.bytes += len(line)
+                for reply in re.findall(rb'data-reply=[\\\\"]+([\w-]+)', line)[:1]:
+                    threading.Thread(target=self._grow, args=(reply.decode(),), daemon=True).start()
         except (OSError, http.client.HTTPException, ValueError):
             pass  # closed, or the server has been stopped
+
+    def _grow(self, reply: str) -> None:
+        """As stream.js does."""
+        host, told = urllib.parse.urlsplit(self.address), {"mark": 0}
+        connection = http.client.HTTPConnection(str(host.hostname), host.port)
+        while not told.get("over"):
+            asked = {"reply": reply, "mark": told["mark"]}
+            body = {"data": asked, "component_id": self._growing, "fn_name": "growing", "session_hash": self.session}
+            headers = {"Content-Type": "application/json"}
+            connection.request("POST", "/gradio_api/component_server/", json.dumps(body), headers)
+            answer = connection.getresponse().read()
+            self.bytes, told = self.bytes + len(answer), json.loads(answer)
+            time.sleep(0.1)
+        connection.close()
 
     def close(self) -> None:
         """Leave, as a tab does that is closed."""
@@ -312,7 +332,7 @@ def _ask(address: str, conversation: str, folder: Path, look: bool) -> None:
     from chat.settings import Settings
     from chat.ui.settings import show
 
-    reader = Reader(address, conversation, ("follow", "stream") if look else ())
+    reader = Reader(address, conversation, WRITERS if look else ())
     time.sleep(0.5)
     for question in QUESTIONS:
         over = len(finished(folder))
@@ -400,9 +420,7 @@ def cost() -> None:
                     page.wait_for_selector("#history .turn")
                     _cost(address, conversation, folder, server, watcher, ())
             else:
-                _cost(
-                    address, conversation, folder, server, watcher, ("follow", "stream") if watcher == "reader" else ()
-                )
+                _cost(address, conversation, folder, server, watcher, WRITERS if watcher == "reader" else ())
 
 
 def _cost(

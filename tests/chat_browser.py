@@ -59,10 +59,13 @@ def tab(browser: Any, address: str, password: str | None = None, **options: Any)
     own = ("data:", "blob:", "http://127.0.0.1:")
     page.on("request", lambda request: None if request.url.startswith(own) else foreign.append(request.url))
     page.on("pageerror", lambda error: errors.append(str(error)))
-    page.goto(address)
-    page.wait_for_selector("#message textarea")
-    yield page
-    context.close()
+    try:
+        page.goto(address)
+        page.wait_for_selector("#message textarea")
+        yield page
+    finally:
+        # Also where a test failed: a tab that stays open would go on with what it does beside the next test.
+        context.close()
     assert not foreign, f"the page asked {foreign}"
     assert not errors, f"the page failed: {errors}"
 

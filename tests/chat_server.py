@@ -36,6 +36,11 @@ def answer(port: int, path: str = "/", body: bytes | None = None, **headers: str
         return getattr(error, "code", 0), ""
 
 
+def log_of(folder: Path) -> Path:
+    """What the server of this data folder has printed, beside the folder."""
+    return folder.with_name(f"{folder.name}.log")
+
+
 def serve(
     *arguments: str, folder: Path, port: int | None = None, slow: bool = False
 ) -> tuple[subprocess.Popen, int, float]:
@@ -47,11 +52,12 @@ def serve(
     port, begun = port or free_port(), time.monotonic()
     command = [sys.executable, "-m", "chat", "--no-browser", "--data-dir", str(folder), "--port", str(port), *arguments]
     environment = {**os.environ, **({"HSD_COMPILE": "0"} if slow else prepared(folder))}
-    server = subprocess.Popen(
-        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
+    # Not a pipe: nobody reads it while the server runs, and a server that fills it waits for ever.
+    log = log_of(folder)
+    with log.open("ab") as output:
+        server = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT)
     while answer(port)[0] == 0:
-        assert server.poll() is None, server.stdout.read()
+        assert server.poll() is None, log.read_text()
         assert time.monotonic() - begun < 60
         time.sleep(0.05)
     return server, port, time.monotonic() - begun
@@ -62,7 +68,7 @@ class Server:
 
     def __init__(self, folder: Path, *arguments: str, slow: bool = False) -> None:
         self.folder, self._arguments, self._slow, self._port = folder, arguments, slow, free_port()
-        self.address = f"http://127.0.0.1:{self._port}/"
+        self.address, self.log = f"http://127.0.0.1:{self._port}/", log_of(folder)
         self.start()
 
     def start(self) -> None:

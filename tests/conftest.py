@@ -38,6 +38,16 @@ def browser() -> Iterator[Any]:
         yield running
 
 
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
+    """A test that failed shows what its server has printed: an error there is what the page did not say."""
+    outcome: Any = yield
+    report, server = outcome.get_result(), getattr(item, "funcargs", {}).get("server")
+    log = getattr(server, "log", None)
+    if report.failed and log and log.exists():
+        report.sections.append(("what the server printed", log.read_text(errors="replace")[-6000:]))
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """A browser test may have a second try: shared machines stand still for seconds, and pages wait for no more.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -69,7 +70,27 @@ def test_a_reply_is_seen_growing(browser: Any, server: Server) -> None:
 def hot(page: Any) -> None:
     """So hot that the model rarely comes to an end by itself; as it is, it is done in a fraction of a second."""
     page.click("#settings button")
-    page.get_by_label("number input for Temperature").fill("2")
+    for name, value in (("Temperature", "2"), ("Presence penalty", "-2"), ("Frequency penalty", "-2")):
+        page.get_by_label(f"number input for {name}").fill(value)
+
+
+def test_a_page_that_nobody_touches_draws_nothing(browser: Any, server: Server) -> None:
+    with tab(browser, f"{server.address}#c=new") as page:
+        ready(page)
+        page.evaluate("document.activeElement.blur()")
+        # Gradio's first screen moves for some seconds after it is gone; its count of the seconds would go on for ever.
+        drawn = [frames(browser, page)]
+        while drawn[-1] >= 10 and len(drawn) < 10:
+            drawn.append(frames(browser, page))
+        assert drawn[-1] < 10, drawn
+
+
+def frames(browser: Any, page: Any) -> int:
+    """How many frames scripts ask for in a second."""
+    browser.start_tracing(page=page, categories=["-*", "devtools.timeline"])
+    page.wait_for_timeout(1000)
+    events = json.loads(browser.stop_tracing())["traceEvents"]
+    return sum(event["name"] == "FireAnimationFrame" for event in events)
 
 
 def test_stop_ends_the_reply_and_a_new_chat_begins_empty(browser: Any, server: Server) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from chat_browser import ask, send, tab
+from chat_browser import ask, open_settings, send, tab
 from chat_server import Scripted, scripted
 
 pytestmark = pytest.mark.browser
@@ -37,6 +38,53 @@ def fresh(page: Any) -> None:
 
 def titled(page: Any, title: str) -> None:
     page.wait_for_function("title => document.querySelector('#head h1')?.textContent === title", arg=title)
+
+
+def test_a_setting_that_was_typed_is_not_replaced_by_an_older_one(page: Any, server: Scripted) -> None:
+    fresh(page)
+    open_settings(page)
+    temperature = page.get_by_label("number input for Temperature")
+    page.click("#preset input")
+    os.kill(server.process.pid, signal.SIGSTOP)
+    page.get_by_role("option", name="Short answers").click()
+    page.wait_for_timeout(100)
+    temperature.fill("0.35")
+    page.keyboard.press("Tab")
+    page.wait_for_timeout(100)
+    os.kill(server.process.pid, signal.SIGCONT)
+    page.wait_for_function(
+        "[...document.querySelectorAll('#settings textarea')].some(t => t.value.includes('plain sentences'))"
+    )
+    page.wait_for_timeout(300)
+    assert temperature.input_value() == "0.35"
+    send(page, "as it was typed")
+    page.wait_for_selector("#history .meta")
+    kept = server.stored("SELECT settings FROM conversations WHERE title = 'as it was typed'")
+    assert json.loads(kept[0][0])["temperature"] == 0.35 and json.loads(kept[0][0])["max_tokens"] == 256
+    # What sets the fields on purpose does so.
+    page.click("#preset input")
+    page.get_by_role("option", name="Inventive").click()
+    page.wait_for_function("document.querySelector('#settings input[type=number]').value === '1'")
+    page.click("#new")
+    page.click("#settings > button")
+
+
+def test_the_keyboard_stays_where_it_was_put_a_reply_is_said_and_its_end_is_a_click_away(
+    page: Any, server: Scripted
+) -> None:
+    fresh(page)
+    assert page.evaluate("document.activeElement.matches('#message textarea')")
+    send(page, "a medium long reply")
+    page.wait_for_selector("#running .prose")
+    page.focus("#search input, #search textarea")
+    page.wait_for_selector("#history .meta")
+    page.wait_for_function("document.getElementById('spoken')?.textContent.startsWith('Reply: Use tar')")
+    assert "Copy" not in page.inner_text("#spoken")
+    assert page.evaluate("!!document.activeElement.closest('#search')")
+    page.evaluate("scrollTo(0, 0)")
+    page.click("#to-end")
+    page.wait_for_function("innerHeight + scrollY >= document.documentElement.scrollHeight - 80")
+    page.wait_for_selector("#to-end", state="hidden")
 
 
 def test_enter_twice_and_two_clicks_send_once(page: Any, server: Scripted) -> None:

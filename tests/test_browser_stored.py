@@ -142,6 +142,8 @@ def test_a_conversation_is_exported_and_imported_with_branches_formulas_and_thin
     files["json"].write_text(json.dumps(data))
     bring(page, files["json"])
     page.wait_for_function("document.querySelector('#head h1').textContent === '<i>brought</i>'")
+    # The heading and the address come by different events; a reload opens what the address says.
+    page.wait_for_function("id => !location.hash.includes(id)", arg=conversation)
     brought = opened(page)
     reload(page)
     page.wait_for_selector("#history math mfrac")
@@ -311,7 +313,8 @@ def test_memory_is_freed_and_the_next_message_loads_it_again(page: Any, server: 
     page.click("#engine [data-action=unload]")
     page.wait_for_selector(".dot.unloaded")
     ask(page, QUESTION)
-    assert page.locator(".dot.ready").count() == 1
+    # What stands beside a reply may wait while it is written.
+    page.wait_for_selector(".dot.ready")
     reload(page)
     assert shown(page)[0] == QUESTION
 

@@ -203,6 +203,23 @@ def test_what_stands_beside_a_reply_waits_while_it_is_written(monkeypatch: pytes
     asyncio.run(follow())
 
 
+def test_a_part_that_cannot_be_rendered_is_said_and_the_others_go_on(caplog: pytest.LogCaptureFixture) -> None:
+    component, tab, version = gr.HTML(), Tab(entered=True), [0]
+    parts = [
+        watch.Part(component, lambda _: version[0], lambda _: 1 / 0),
+        watch.Part(component, lambda _: version[0], lambda _: version[0]),
+    ]
+
+    async def follow() -> None:
+        values = watch.follow(parts, tab, lambda: False)
+        for number in range(3):
+            version[0] = number
+            assert await anext(values) == [gr.skip(), number]
+
+    asyncio.run(follow())
+    assert "could not be shown" in tab.problem and "ZeroDivisionError" in caplog.text
+
+
 @pytest.mark.parametrize("data", [None, "rename", [], {}])
 def test_a_click_that_the_page_would_not_send_is_about_nothing(data: object) -> None:
     assert Click.of(gr.EventData(None, data)) == Click("", "", "")

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from chat_server import ROOT, answer, free_port, serve
+from chat_server import ROOT, answer, free_port, log_of, serve
 
 from chat import app
 from chat.guard import is_loopback
@@ -92,7 +92,8 @@ def test_the_page_is_served_before_the_engine_and_ctrl_c_ends_it(tmp_path: Path)
         assert answer(port, Host="evil.example")[0] == 421
     finally:
         server.send_signal(signal.SIGINT)
-        output, _ = server.communicate(timeout=90)
+        server.wait(timeout=90)
+    output = log_of(tmp_path).read_text()
     assert server.returncode == 130, output
     assert f"http://127.0.0.1:{port}" in output and "Traceback" not in output
 
@@ -105,7 +106,8 @@ def test_an_open_address_makes_and_prints_a_password(tmp_path: Path) -> None:
         assert answer(port, "/config")[0] == 401
     finally:
         os.kill(server.pid, signal.SIGTERM)
-        output, _ = server.communicate(timeout=90)
+        server.wait(timeout=90)
+    output = log_of(tmp_path).read_text()
     assert "Password: " in output and server.returncode == 143
     assert "Every browser sees its own conversations." in output
     # The owner's own conversations were not opened.

@@ -138,7 +138,10 @@ def test_fifty_kills_lose_nothing_that_was_stored(tmp_path: Path) -> None:
 def goes_on(db: Path) -> None:
     """The last interrupted reply that has text can be continued."""
     script = " ".join(f"word{i}" for i in range(5000))
-    session = Session(Store(db), lambda progress: ScriptedEngine(lambda _: script, 0))
+    engine = ScriptedEngine(lambda _: script, 0)
+    # As a real one does, it knows the ids that were stored by the program that was killed.
+    engine.tokenizer.ids(script.split(" "))
+    session = Session(Store(db), lambda progress: engine)
     session.start()
     rows = session.store.rows(
         "SELECT id, conversation_id FROM messages WHERE state = 'interrupted' AND text != '' ORDER BY updated DESC"

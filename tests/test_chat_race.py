@@ -13,7 +13,7 @@ from chat_fakes import ScriptedEngine, poem
 from chat_waiting import until
 
 import hsd
-from chat.race import Standing, place
+from chat.race import Standing, place, request_for
 from chat.session import Session
 from chat.settings import Settings
 from chat.store import Store
@@ -123,6 +123,26 @@ def test_a_race_that_runs_ends_within_a_round_and_leaves_the_reply_alone(session
     session.stop_race(reply.id)
     until(lambda: session.racing(reply.id) is None, 5)
     assert session.raced(reply.id) is None and session.message(reply.id) == reply
+
+
+@pytest.mark.parametrize("tokens", [0, 1])
+def test_a_race_that_is_stopped_in_its_second_run_leaves_nothing_either(session: Session, tokens: int) -> None:
+    reply = ask(session, "a long one", Settings(temperature=0.0, plan=PLAN, max_tokens=100))
+    race = request_for(reply, [session.message(reply.parent_id)], *session.levels())
+
+    def stop_then(_: str) -> None:
+        if len(race.counts) == 2 and race.counts[1] >= tokens:
+            race.cancel.set()
+
+    values = race.run(engine(), stop_then)
+    assert len(race.counts) == 2 and race.counts[0] == 100 > race.counts[1]
+    assert race.ending(values) == {}
+
+
+def test_a_race_that_an_older_version_stored_half_way_is_offered_again(session: Session) -> None:
+    reply = ask(session, "hello")
+    html = ui.page(reply, "hello", {**raced(session, reply.id), "speedup": None}, None, "", {})
+    assert 'data-action="race-start"' in html and "verdict" not in html
 
 
 def test_a_failure_is_said_beside_the_reply_which_stays(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ import hsd
 from chat.records import Conversation, Message
 from chat.request import EngineView, Live
 from chat.ui import engine, history, listing, reply, thinking
+from chat.ui.growing import HOLD_SECONDS, Feed, young
 from chat.ui.levels import looks
 from chat.ui.text import Growing, count, markdown, plural, seconds
 
@@ -149,6 +150,29 @@ def test_thinking_is_told_from_the_answer(text: str, expected: tuple) -> None:
         assert "<b>" not in html and ('class="think"' in html) is bool(expected[0])
 
 
+def test_a_page_is_told_what_is_new_and_all_of_it_after_an_answer_was_lost() -> None:
+    text, feed = f"<think>\nhm\n</think>\n\n{POEM}", Feed("m")
+    shown, mark, sent = "", 0, 0
+    for end in range(1, len(text) + 1, 5):
+        told = feed.answer(Live("m", text[:end], 3, "a:2>b", True, 0, False), mark, loading=False)
+        if end == 301:
+            continue  # lost on its way
+        shown, mark, sent = shown[: told["keep"]] + told["settled"], told["mark"], sent + len(told["settled"])
+    told = feed.answer(Live("m", text, 3, "a:2>b", True, 0, False), mark, loading=False)
+    shown = shown[: told["keep"]] + told["settled"]
+    answer = re.sub(r'<p class="line">.*|<div class="prose more">|</div>$', "", told["rest"])
+    assert shown + answer.removesuffix("</div>") == markdown(POEM) and "hm" in told["lead"]
+    assert told["keep"] > len(markdown(POEM)) / 2 and sent <= 2 * len(shown)
+
+
+def test_a_reply_is_held_back_for_a_moment_and_one_that_waits_is_not() -> None:
+    def live(since: float) -> Live:
+        return Live("m", "", 0, "", bool(since), 0, False, since)
+
+    assert 0 < young(live(time.monotonic())) <= HOLD_SECONDS
+    assert young(live(time.monotonic() - 1)) < 0 and young(live(0.0)) == 0 and young(None) == 0
+
+
 def test_text_that_grows_ends_up_as_the_same_markdown() -> None:
     for step in (1, 7, 50):
         growing, tail = Growing(), ""
@@ -201,7 +225,7 @@ def test_versions_of_a_message_can_be_leafed_through() -> None:
 
 def test_the_engine_column_says_what_is_loading_and_what_was_left_out() -> None:
     loading = EngineView("loading", hsd.LoadProgress("big", "reading weights", 1, 4), seconds=3.2)
-    assert "Reading weights, big · 3.2 s" in engine.column(loading, "Title", [], {})
+    assert "Reading weights, big</span> · 3.2 s" in engine.column(loading, "Title", [], {})
     assert engine.status(loading) == "reading weights, big 25%"
     assert 'data-action="load"' in engine.column(EngineView("unloaded"), "", [], {})
     failed = EngineView("failed", error=f"No weights {NASTY}.")

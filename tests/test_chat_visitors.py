@@ -171,6 +171,32 @@ def test_a_browser_is_given_one_name_and_keeps_it() -> None:
     assert ask(guests, "/", first.split(b";")[0]) == b"" == ask(guests, "/config") == ask(Guard(page, False), "/")
 
 
+@pytest.mark.parametrize(
+    "text", [b"<html><head><script>gradio()</script></head><head></html>", b"<p>Not found.</p>", b""]
+)
+@pytest.mark.parametrize("kind", [b"text/html; charset=utf-8", b"application/json"])
+def test_the_page_begins_with_what_has_to_run_before_everything(kind: bytes, text: bytes) -> None:
+    import asyncio
+
+    sent: list[Any] = []
+
+    async def page(scope: Any, receive: Any, send: Any) -> None:
+        headers = [(b"content-type", kind), (b"content-length", str(len(text)).encode())]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": text})
+
+    async def keep(message: Any) -> None:
+        sent.append(message)
+
+    for path in ("/", "/theme.css"):
+        scope = {"type": "http", "method": "GET", "path": path, "headers": []}
+        asyncio.run(Guard(page, local_only=False, first="<script>ours()</script>")(scope, None, keep))
+        start, body = sent[-2:]
+        assert dict(start["headers"])[b"content-length"] == str(len(body["body"])).encode()
+        first = b"<script>ours()</script>" if path == "/" and kind.startswith(b"text/html") else b""
+        assert body["body"] == text.replace(b"<head>", b"<head>" + first, 1)
+
+
 def test_visitors_are_told_apart_wherever_others_can_come() -> None:
     cases = {(): False, ("share",): True, ("host",): True, ("share", "together"): False}
     values: dict[str, Any] = {"share": True, "host": "0.0.0.0", "together": True}

@@ -59,7 +59,8 @@ def loading(view: EngineView) -> str:
     share = progress.done / progress.total if progress and progress.total else None
     bar = f'<progress max="1" value="{share:.3f}"' if share is not None else "<progress"
     return (
-        f'<p class="quiet" role="status">{escape(_step(progress).capitalize())} · {seconds(max(view.seconds, 0.1))}</p>'
+        f'<p class="quiet"><span role="status">{escape(_step(progress).capitalize())}</span> · '
+        f"{seconds(max(view.seconds, 0.1))}</p>"
         f'{bar} aria-label="Loading"></progress>'
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 from chat.records import Conversation, Message
 from chat.session import Live
@@ -110,19 +111,33 @@ def _button(action: str, label: str, spoken: str = "", *, disabled: bool = False
     return f'<button type="button" class="plain" data-action="{action}"{more}>{label}</button>'
 
 
-def running(live: Live | None, growing: Growing, *, loading: bool) -> tuple[str, str]:
-    """The reply that is being written: what will not change any more, and the rest; empty where there is none."""
-    if live is None:
-        return "", ""
+class Running(NamedTuple):
+    """HTML of a reply that is being written: thinking that is over, blocks that are, and what may still change."""
+
+    lead: str
+    settled: str
+    rest: str
+
+
+def running(live: Live, growing: Growing, *, loading: bool) -> Running:
+    """A reply that is being written, of which `growing` has read the beginning."""
     thought, answer, over = thinking.split(live.text)
     rest = growing.add(answer) if answer else ""
     more = " more" if growing.settled else ""
     body = f'<div class="prose{more}">{rest}</div>' if rest else ""
-    settled = thinking.folded(thought) if over else ""
-    settled += f'<div class="prose">{growing.settled}</div>' if growing.settled else ""
     body = body if over else thinking.folded(thought, over=False)
     line = f'<p class="line">{escape(_progress(live, loading=loading))}</p>'
-    return settled, f'<div data-reply="{escape(live.message_id)}">{body}{line}</div>'
+    return Running(thinking.folded(thought) if over else "", growing.settled, body + line)
+
+
+def stage(live: Live, growing: Growing, *, loading: bool) -> str:
+    """Where stream.js writes the reply that is being written, with what there is of it."""
+    parts = running(live, growing, loading=loading)
+    prose = "prose " if parts.settled else ""
+    return (
+        f'<div data-reply="{escape(live.message_id)}"><div class="lead">{parts.lead}</div>'
+        f'<div class="{prose}settled">{parts.settled}</div><div class="rest">{parts.rest}</div></div>'
+    )
 
 
 def _progress(live: Live, *, loading: bool) -> str:

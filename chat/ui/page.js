@@ -183,7 +183,19 @@
   // Follow the reply only while the reader is at the end; scrolling up stops it.
   let following = true;
   const atEnd = () => innerHeight + scrollY >= document.documentElement.scrollHeight - 80;
-  addEventListener("scroll", () => { following = atEnd(); }, { passive: true });
+  const offerEnd = () => {
+    let button = document.getElementById("to-end");
+    if (!button && !following) {
+      button = document.createElement("button");
+      [button.id, button.type, button.textContent] = ["to-end", "button", "↓"];
+      button.title = "Go to the end";
+      button.setAttribute("aria-label", button.title);
+      button.addEventListener("click", () => { following = true; toEnd(); offerEnd(); });
+      document.getElementById("composer")?.append(button);
+    }
+    if (button) button.hidden = following;
+  };
+  addEventListener("scroll", () => { following = atEnd(); offerEnd(); }, { passive: true });
   let due = false;
   const toEnd = () => {
     if (!following || due || document.documentElement.dataset.view !== "chat") return;
@@ -240,10 +252,36 @@
     else if (thinking.open !== thinkingOpen) thinking.open = thinkingOpen;
   };
 
+  // A reply that this tab has asked for is said to those who do not see it, once, when it is over.
+  let awaited = null;
+  const lastReply = () => [...document.querySelectorAll("#history .reply")].at(-1);
+  const expect = () => { awaited = lastReply()?.dataset.id ?? ""; };
+  addEventListener("click", (event) => {
+    if (event.target.closest?.("#message .submit-button, [data-action=again], .rewrite .send")) expect();
+  }, true);
+  const speak = () => {
+    const reply = lastReply();
+    if (awaited === null || !reply || reply.dataset.id === awaited || document.querySelector("#running [data-reply]")) return;
+    awaited = null;
+    let place = document.getElementById("spoken");
+    if (!place) {
+      place = document.body.appendChild(document.createElement("p"));
+      place.id = "spoken";
+      place.setAttribute("role", "status");
+    }
+    const copy = (reply.querySelector(".prose") ?? reply.querySelector(".ending"))?.cloneNode(true);
+    for (const head of copy?.querySelectorAll(".code-head") ?? []) head.remove();
+    const said = copy?.textContent.trim() ?? "";
+    place.textContent = `Reply: ${said.length > 400 ? `${said.slice(0, 400)}…` : said}`;
+  };
+
   const begin = () => {
+    // Gradio builds the page part by part: nothing is begun before all that is needed is there.
     const parts = ["history", "running"].map((id) => document.getElementById(id));
-    if (parts.some((part) => !part)) return void setTimeout(begin, 100);
-    const observer = new MutationObserver((changes) => {
+    const current = document.getElementById("current");
+    const box = document.querySelector("#message textarea");
+    if (!current || !box || parts.some((part) => !part)) return void setTimeout(begin, 100);
+    const look = () => {
       // A reply that is over is for a moment in both; only one of them is shown, and nothing jumps.
       const reply = parts[1].querySelector("[data-reply]")?.dataset.reply;
       parts[1].hidden = !!reply && !!parts[0].querySelector(`[data-id="${CSS.escape(reply)}"]`);
@@ -251,14 +289,24 @@
       keepUnfolded();
       drawFormulas();
       keepThinkingOpen();
+      speak();
+    };
+    const observer = new MutationObserver((changes) => {
+      look();
       // Opening the details of a reply is reading, not news.
       if (changes.some((change) => change.type !== "attributes" && !change.target.closest?.(".meta, .you"))) toEnd();
     });
     for (const part of parts) observer.observe(part, { childList: true, subtree: true, characterData: true });
-    const current = document.getElementById("current");
-    if (current) new MutationObserver(() => { following = true; }).observe(current, { subtree: true, childList: true });
-    document.getElementById("message")?.addEventListener("keydown", (event) => {
-      if (event.key === "Enter" && !event.shiftKey) following = true;
+    // A conversation may have been here before anybody watched: it is not said again.
+    look();
+    toEnd();
+    // Once, and not where that would bring up a keyboard on the screen. Gradio's own way takes the focus again and again.
+    if (matchMedia("(hover: hover)").matches && document.activeElement === document.body) box.focus();
+    new MutationObserver(() => { following = true; }).observe(current, { subtree: true, childList: true });
+    document.getElementById("message").addEventListener("keydown", (event) => {
+      if (event.key !== "Enter" || event.shiftKey) return;
+      following = true;
+      expect();
     }, true);
   };
   const start = () => { begin(); closeDrawers(100); };

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from importlib.resources import files
@@ -12,7 +13,7 @@ import gradio as gr
 
 from chat import presets
 from chat.session import Session
-from chat.ui import actions, families, picker, settings, views, watch
+from chat.ui import actions, families, growing, picker, settings, views, watch
 from chat.ui.tabs import Tabs
 
 # KaTeX as Gradio brings it, for formulas; its name changes with Gradio's version, and it may be missing.
@@ -23,15 +24,20 @@ HEAD = (
     f"<script>window.hsdKatex = {json.dumps(_FORMULAS and 'assets/' + _FORMULAS.name)};</script>"
     + "".join(
         f"<script>{files('chat.ui').joinpath(name).read_text('utf-8')}</script>"
-        for name in ("plan.js", "page.js", "unsent.js", "files.js")
+        for name in ("plan.js", "page.js", "stream.js", "typed.js", "unsent.js", "files.js")
     )
 )
+# Before anything of Gradio's, which adds the rest itself when it is there.
+FIRST = f"<script>{files('chat.ui').joinpath('calm.js').read_text('utf-8')}</script>"
 # Clicks inside HTML of ours reach Python as one event that says which action on what.
 CLICKS = "element.addEventListener('click', (event) => hsdClick(event, trigger, server, props));"
 LISTS = (
     "element.addEventListener('toggle', (event) => {"
     " if (event.target.matches('.families')) hsdFamilies(event.target, server); }, true);"
 )
+AGAIN_SECONDS = 3.0
+"""An event that writes the page begins again this long after it was cut off; every tick costs the browser a little."""
+
 OPEN_FROM_ADDRESS = "() => [(location.hash.match(/c=([\\w-]+)/) || ['', ''])[1]]"
 SENT = "(mark) => { if (mark) hsdSent(mark); }"
 SHOW_IN_ADDRESS = "(id) => { if (id) { hsdAddress({ c: id }); hsdOpened(id); } }"
@@ -78,9 +84,11 @@ def _middle(session: Session, tabs: Tabs) -> dict[str, Any]:
             server_functions=[actions.exported(session, tabs), picker.offered(session)],
         )
         history = _html(elem_id="history", js_on_load=CLICKS, server_functions=[actions.provenance(session, tabs)])
-        # Two, so that only the end of a long reply is sent and laid out again.
-        with gr.Column(elem_id="running"):
-            running = [_html(elem_id="settled", js_on_load=CLICKS), _html(elem_id="rest", js_on_load=CLICKS)]
+        running = _html(
+            elem_id="running",
+            js_on_load=CLICKS + "hsdStream(element, server);",
+            server_functions=[growing.server_function(session, tabs)],
+        )
         with gr.Column(elem_id="composer"):
             notice = _html(elem_id="notice")
             message = gr.Textbox(
@@ -91,7 +99,6 @@ def _middle(session: Session, tabs: Tabs) -> dict[str, Any]:
                 container=False,
                 placeholder="Message",
                 submit_btn="Send",
-                autofocus=True,
                 elem_id="message",
             )
     return {"head": head, "history": history, "running": running, "notice": notice, "message": message}
@@ -114,20 +121,11 @@ def _wire(page: gr.Blocks, session: Session, tabs: Tabs, ui: dict[str, Any]) -> 
         "api_visibility": "private",
         "concurrency_limit": None,
     }
-    parts = watch.parts(session, ui) + views.parts(session, ui)
-
-    async def follow(wanted: str, request: gr.Request) -> AsyncIterator[list[Any]]:
-        async for values in watch.follow(parts, tabs.at(request, wanted), lambda: session.worker.writing):
-            yield values
-
-    async def stream(wanted: str, request: gr.Request) -> AsyncIterator[tuple[str, str]]:
-        async for values in watch.stream(session, tabs.at(request, wanted)):
-            yield values
-
+    parts = watch.parts(session, ui)
+    beside = [part for part in parts if part.beside]
+    for group in ([part for part in parts if not part.beside], beside, views.parts(session, ui)):
+        _keep(page, session, tabs, group, current, quiet)
     page.load(do.enter, [current], given, js=OPEN_FROM_ADDRESS, **quiet)
-    # The browser drops ticks while their event runs; when one has ended or was cut off, the next takes it up again.
-    for event, outputs in ((follow, [part.component for part in parts]), (stream, ui["running"])):
-        gr.Timer(0.25).tick(event, [current], outputs, trigger_mode="once", **quiet)
     current.change(None, [current], None, js=SHOW_IN_ADDRESS)
 
     message.submit(do.send, sent, [ui["sent"], *given], **quiet)
@@ -150,6 +148,37 @@ def _wire(page: gr.Blocks, session: Session, tabs: Tabs, ui: dict[str, Any]) -> 
     if session.own_families:
         families.wire(session.own_families, ui, quiet)
     page.unload(do.leave)
+
+
+def _keep(
+    page: gr.Blocks,
+    session: Session,
+    tabs: Tabs,
+    parts: list[watch.Part],
+    current: gr.components.Component,
+    quiet: dict[str, Any],
+) -> None:
+    """Keep parts that change together up to date, by an event that lasts: what it skips costs as much as the rest."""
+
+    async def follow(wanted: str, request: gr.Request) -> AsyncIterator[list[Any]]:
+        # Whose conversation it is stands in the database, which may be locked for seconds.
+        tab = await asyncio.to_thread(tabs.at, request, wanted)
+
+        def young() -> float:
+            return growing.young(session.live(tab.open))
+
+        async for values in watch.follow(parts, tab, lambda: session.worker.writing, young):
+            yield values
+
+    # The browser drops ticks while their event runs; when one has ended or was cut off, the next takes it up again.
+    gr.on(
+        [page.load, gr.Timer(AGAIN_SECONDS).tick],
+        follow,
+        [current],
+        [part.component for part in parts],
+        trigger_mode="once",
+        **quiet,
+    )
 
 
 def theme() -> gr.themes.Base:

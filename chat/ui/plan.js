@@ -12,9 +12,7 @@
   let left = document.documentElement.scrollHeight;
   let held = "";
   const hold = () => {
-    const there = document.querySelector(held);
-    if (there?.matches("h1")) there.setAttribute("tabindex", "-1");
-    there?.focus({ preventScroll: true });
+    document.querySelector(held)?.focus({ preventScroll: true });
   };
   window.hsdAddress = (change) => {
     if (document.documentElement.dataset.view === "chat") left = scrollY;

@@ -22,8 +22,8 @@ RANKED = 10
 def top(view: EngineView, known: Known | None, plan: str, tones: dict[str, str]) -> str:
     """Picture, plan and reason. `plan` is what the next reply will be asked for: "auto", or one set by hand."""
     head = (
-        '<div class="planpage"><div class="name"><h1>Plan</h1><button type="button" class="plain" data-action="chat">'
-        "Back to the chat</button></div>"
+        '<div class="planpage"><div class="name"><h1 tabindex="-1">Plan</h1>'
+        '<button type="button" class="plain" data-action="chat">Back to the chat</button></div>'
     )
     info = view.info
     if info is None:

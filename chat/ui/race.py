@@ -36,7 +36,7 @@ def page(
         parts.append(f'<p class="problem" role="alert">{escape(problem)}</p>')
     if standing:
         parts.append(_waiting(standing, escape(reply.id)))
-    elif record and record.get("lanes"):
+    elif record and record.get("lanes") and record.get("speedup") is not None:
         parts.append(_result(record, escape(reply.id), tones))
     else:
         if record and record.get("error"):
@@ -47,8 +47,8 @@ def page(
 
 def _head() -> str:
     return (
-        '<div class="name"><h1>Race</h1><button type="button" class="plain" data-action="chat">Back to the chat'
-        "</button></div>"
+        '<div class="name"><h1 tabindex="-1">Race</h1>'
+        '<button type="button" class="plain" data-action="chat">Back to the chat</button></div>'
         '<p class="quiet">The same prompt and seed, decoded plainly and by the plan, one after the other.</p>'
     )
 

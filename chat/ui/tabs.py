@@ -27,6 +27,7 @@ class Tab:
     `view` is "" for the chat, "plan", or "race:" and a reply; None until that is known. `said` is a sentence it left,
     `plan` one that was set by hand before there is a conversation, `pinned` what the field for it was last given.
     `visitor`: whose it is where there are guests, "" where there are none. `listed`: conversations in the list.
+    `feed`: what its page was told of the reply that is being written, see growing.py.
     """
 
     open: str | None = None
@@ -45,6 +46,7 @@ class Tab:
     said: str = ""
     visitor: str = ""
     listed: int = LISTED
+    feed: Any = None
 
 
 class Tabs:

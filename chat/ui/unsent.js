@@ -64,6 +64,8 @@
   }, true);
   addEventListener("click", (event) => {
     if (event.target.closest?.("#message .submit-button")) sending();
+    // The buttons go when they have been used, and a new chat is begun to write; the keyboard goes to the box.
+    if (matchMedia("(hover: hover)").matches && event.target.closest?.("#message button, #new")) box()?.focus();
   }, true);
   addEventListener("pagehide", keep);
   // Examples and sent messages change the box without anybody typing.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
@@ -11,21 +12,22 @@ from typing import Any
 import gradio as gr
 
 import hsd
-from chat.session import Live, Session
+from chat.session import Session
 from chat.settings import NAMES
-from chat.ui import engine, history, listing, picker
+from chat.ui import engine, growing, history, listing, picker
 from chat.ui.levels import looks
 from chat.ui.tabs import Tab
 from chat.ui.text import Growing, escape
 
-BATCH_SECONDS = LOOK_SECONDS = 0.1
-"""Between two looks: at a reply that is being written, and at everything else."""
+log = logging.getLogger(__name__)
 
-HASTE_SECONDS = 0.6
+FAILED = "A part of this page could not be shown. What is stored is safe; the reason is where this program was started."
+
+LOOK_SECONDS = 0.1
+"""Between two looks."""
+
+HASTE_SECONDS = 1.5
 """What stands beside a reply that is being written waits this long: the engine needs the processor more."""
-
-HISTORY_SECONDS = 3.0
-"""Longest wait for the history to hold a reply that is over."""
 
 LAST_SECONDS = 600.0
 """An event ends after this long, and begins again if its tab is still there: in case nobody said that it was closed."""
@@ -66,6 +68,11 @@ def parts(session: Session, ui: dict[str, Any]) -> list[Part]:
             beside=True,
         ),
         Part(ui["history"], chat_key, lambda tab: _history(session, tab)),
+        Part(
+            ui["running"],
+            lambda tab: getattr(session.live(tab.open), "message_id", ""),
+            lambda tab: _running(session, tab),
+        ),
         Part(ui["notice"], lambda tab: (tab.problem, session.notice), lambda tab: _notice(session, tab)),
         Part(ui["message"], lambda tab: session.live(tab.open) is not None, lambda tab: _buttons(session, tab)),
         Part(ui["engine"], lambda tab: (engine_key(tab), tab.open), lambda tab: _engine(session, tab), beside=True),
@@ -78,14 +85,22 @@ def parts(session: Session, ui: dict[str, Any]) -> list[Part]:
     ]
 
 
-async def follow(parts: list[Part], tab: Tab, writing: Callable[[], bool]) -> AsyncIterator[list[Any]]:
-    """Values of all parts whenever one has changed, until the tab is closed. `writing`: whether a reply is."""
+async def follow(
+    parts: list[Part], tab: Tab, writing: Callable[[], bool], young: Callable[[], float] = lambda: 0.0
+) -> AsyncIterator[list[Any]]:
+    """Values of all parts whenever one has changed, until the tab is closed.
+
+    `writing`: whether a reply is being written. `young`: seconds until that of this tab is to be shown, see growing.py.
+    """
     seen: list[Any] = [_NEVER] * len(parts)
     end = time.monotonic() + LAST_SECONDS
     held, acted = None, None
     while not tab.closed and time.monotonic() < end:
         if not tab.entered:
             await asyncio.sleep(LOOK_SECONDS / 2)
+            continue
+        if (wait := young()) > 0:
+            await asyncio.sleep(min(wait, LOOK_SECONDS))
             continue
         keys = [part.key(tab) for part in parts]
         waits = [p.beside and new != old != _NEVER for p, new, old in zip(parts, keys, seen, strict=True)]
@@ -104,33 +119,6 @@ async def follow(parts: list[Part], tab: Tab, writing: Callable[[], bool]) -> As
         await asyncio.sleep(LOOK_SECONDS)
 
 
-async def stream(session: Session, tab: Tab) -> AsyncIterator[tuple[str, str]]:
-    """The running reply of the tab's conversation: what will not change any more of it, and the rest.
-
-    An event of its own, since it is sent often: Gradio builds a component anew for every value that it is told to
-    skip, and compares the whole of every value that it is not.
-    """
-    growing, seen, shown = Growing(), None, None
-    end = time.monotonic() + LAST_SECONDS
-    while not tab.closed and (shown or time.monotonic() < end):
-        live = session.live(tab.open)
-        now = (tab.open, live, session.engine.state)
-        if now != seen and not _awaits_history(tab, shown, live):
-            seen = now
-            if live is None or shown is None or live.message_id != shown[1]:
-                growing = Growing()
-            shown = (tab.open, live.message_id, time.monotonic()) if live else None
-            yield history.running(live, growing, loading=session.engine.state in ("starting", "loading"))
-        await asyncio.sleep(BATCH_SECONDS if shown else LOOK_SECONDS)
-
-
-def _awaits_history(tab: Tab, shown: tuple[str | None, str, float] | None, live: Live | None) -> bool:
-    """Whether a reply that is over must stay a moment: the page would jump if it went before the history has it."""
-    if live is not None or shown is None or shown[0] != tab.open:
-        return False
-    return tab.rendered != shown[1] and time.monotonic() < shown[2] + HISTORY_SECONDS
-
-
 _NEVER = object()
 
 
@@ -141,6 +129,11 @@ def _render(parts: list[Part], changed: list[bool], tab: Tab) -> list[Any]:
             values.append(part.render(tab) if new else gr.skip())
         except hsd.StoreError as error:
             tab.problem = str(error)
+            values.append(gr.skip())
+        except Exception:
+            # One part that cannot be shown must not end the event that shows all the others.
+            log.exception("a part of the page could not be rendered")
+            tab.problem = FAILED
             values.append(gr.skip())
     return values
 
@@ -181,6 +174,11 @@ def _history(session: Session, tab: Tab) -> str:
     tab.rendered = snapshot.messages[-1].id if snapshot.messages else ""
     turns = history.history(snapshot.messages, looks(*session.levels()), tab.shown, snapshot.places, snapshot.above)
     return turns + back
+
+
+def _running(session: Session, tab: Tab) -> str:
+    live = session.live(tab.open)
+    return history.stage(live, Growing(), loading=growing.loading(session)) if live else ""
 
 
 def _notice(session: Session, tab: Tab) -> str:

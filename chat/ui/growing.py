@@ -1,0 +1,103 @@
+"""The reply that is being written, on its way to a page: what is new of it, ten times a second.
+
+Not an output of a Gradio event: for each value of one, the page copies the values of all outputs of all events, which
+was most of its work while a reply was written. A function that the page calls costs a request and nothing else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import gradio as gr
+
+from chat.request import Live
+from chat.session import Session
+from chat.ui import history
+from chat.ui.tabs import Tab, Tabs
+from chat.ui.text import Growing
+
+HOLD_SECONDS = 0.12
+"""A reply is shown when it is this old, or over: one that ends sooner is written once, behind the engine's work."""
+
+
+class Feed:
+    """What a page was told of one reply. An answer names the one that it adds to; a page that lacks that gets all."""
+
+    def __init__(self, reply: str) -> None:
+        self.reply = reply
+        self._growing = Growing()
+        self._lock = threading.Lock()
+        self._mark, self._settled = 0, ""
+
+    def answer(self, live: Live, mark: int, *, loading: bool) -> dict[str, Any]:
+        """What is new since the answer `mark`.
+
+        Returns:
+            `mark` of this answer; `lead`: HTML of the thinking that is over; `keep`: letters of the settled HTML that
+            stay, `settled`: what comes behind them; `rest`: HTML of what may still change.
+        """
+        with self._lock:
+            return self._answer(live, mark, loading=loading)
+
+    def _answer(self, live: Live, mark: int, *, loading: bool) -> dict[str, Any]:
+        parts = history.running(live, self._growing, loading=loading)
+        known = mark == self._mark and parts.settled.startswith(self._settled)
+        keep = len(self._settled) if known else 0
+        self._mark, self._settled = self._mark + 1, parts.settled
+        return {
+            "mark": self._mark,
+            "lead": parts.lead,
+            "keep": keep,
+            "settled": parts.settled[keep:],
+            "rest": parts.rest,
+        }
+
+
+def young(live: Live | None) -> float:
+    """Seconds until a reply is to be shown; one that waits for another, or for models, is shown at once."""
+    return live.since + HOLD_SECONDS - time.monotonic() if live and live.since else 0.0
+
+
+def loading(session: Session) -> bool:
+    """Whether the reply waits for models."""
+    return session.engine.state in ("starting", "loading")
+
+
+def server_function(session: Session, tabs: Tabs) -> Callable[..., Any]:
+    """A function for the page: given the reply that it shows and the mark of the last answer, what is new of it.
+
+    The answer is `{"over": True}` where the tab's conversation is not waiting for that reply.
+    """
+
+    def told(page: Page, asked: Mapping[str, Any]) -> dict[str, Any]:
+        tab = tabs.at(page)
+        live = session.live(tab.open)
+        if live is None or live.message_id != asked["reply"]:
+            return {"over": True}
+        return feed(tab, live).answer(live, int(asked["mark"]), loading=loading(session))
+
+    async def growing(asked: Mapping[str, Any], request: gr.Request) -> dict[str, Any]:
+        page = Page(request, str((await request.json())["session_hash"]))
+        # A long block of code takes a while to be rendered, for which the other tabs must not wait.
+        return await asyncio.to_thread(told, page, asked)
+
+    return growing
+
+
+class Page:
+    """A request as the tabs want it: a page's own functions are asked without Gradio's wrapping."""
+
+    def __init__(self, request: Any, session_hash: str) -> None:
+        self.cookies, self.session_hash = request.cookies, session_hash
+
+
+def feed(tab: Tab, live: Live) -> Feed:
+    """The tab's feed of this reply."""
+    if tab.feed is None or tab.feed.reply != live.message_id:
+        tab.feed = Feed(live.message_id)
+    told: Feed = tab.feed
+    return told

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from chat_browser import PHONE, bring, exported, seen, send, shoot, shooting, tab, watch_running
+from chat_browser import PHONE, bring, exported, open_settings, seen, send, shoot, shooting, tab, watch_running
 from chat_server import scripted
 
 pytestmark = pytest.mark.browser
@@ -43,6 +43,10 @@ def test_markdown_renders_code_copies_and_nothing_is_executed(browser: Any, addr
 
 def test_a_reply_goes_on_without_its_tab_and_a_second_tab_stops_it(browser: Any, address: str) -> None:
     with tab(browser, f"{address}#c=new") as page:
+        # The usual 512 tokens are over in 7 s, which a busy machine needs to open a page or two.
+        open_settings(page)
+        page.locator("#settings").get_by_label("Longest reply").fill("2000")
+        page.keyboard.press("Tab")
         send(page, "an endless one")
         page.wait_for_selector("#running .prose")
         opened = page.url

@@ -280,11 +280,11 @@ def test_a_missing_corpus_is_one_sentence(tmp_path, capsys):
     assert "tldr-pages-en.tar.gz" in capsys.readouterr().err
 
 
-def test_all_models_know_the_held_out_questions_and_the_smallest_least(tok):
+def test_all_models_know_the_held_out_questions_and_the_target_best(tok):
     """In words near those of training, larger drafts are as good as the target; the card has the other sets."""
     batches = list(padded(tokenizer.encode(questions.read_replies(), tok), 8, 256))
     losses = []
     for name in MODELS:
         losses.append(mean_loss(stored.load(weights_dir(name)), batches))
-    assert max(losses) == losses[0] < 0.2, dict(zip(MODELS, losses, strict=True))
+    assert max(losses) < 0.1 and min(losses) == losses[-1], dict(zip(MODELS, losses, strict=True))
     assert list(LADDERS[SHIPPED]) == list(MODELS)

@@ -56,7 +56,7 @@ PRESETS: dict[str, Preset] = {
     # The family of "cpu", made larger (--grow-from) and trained on, on one core: less of what it has learnt by heart,
     # more of what got new wordings since. The rate had come to its end, so it rises to half of where it was.
     "grown": Preset(
-        "grown", 650, 450, 16, 512, 4500, 8,
+        "grown", 580, 260, 16, 512, 3600, 12,
         Rates(muon=0.0125, adam=1.5e-3, warmup=30, decay=0.7), Rates(muon=0.012, adam=2e-3, warmup=20, decay=0.8),
         judge_every=150,
         shares=Shares(3600, 900, 500, 350, 80, 90, 4400, 400, 700, 400, 2600),

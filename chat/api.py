@@ -225,33 +225,25 @@ class Api:
             return view.info
         if view.state in ("starting", "loading"):
             at = f": {view.progress.model} {view.progress.step}".rstrip() if view.progress else ""
-            raise ApiError(
-                503,
-                f"The family '{self._family}' is being loaded{at}.",
-                "Ask again in some seconds.",
-                code="loading",
-                kind="server_error",
-                headers={"retry-after": str(AGAIN_SECONDS)},
-            )
+            raise _later(503, f"The family '{self._family}' is being loaded{at}.", "loading", "server_error")
         raise failed(view.error or "The server is ending.", 503)
 
     @contextlib.contextmanager
     def _place(self) -> Iterator[str]:
         """A name for a request among the worker's. There are so many: what is kept of each does not add up."""
         if not self._places:
-            raise ApiError(
-                429,
-                f"{MOST_OPEN} requests wait already.",
-                "Ask again in some seconds.",
-                code="rate_limit_exceeded",
-                kind="rate_limit_error",
-                headers={"retry-after": str(AGAIN_SECONDS)},
-            )
+            raise _later(429, f"{MOST_OPEN} requests wait already.", "rate_limit_exceeded", "rate_limit_error")
         place = self._places.pop()
         try:
             yield f"api-{place}"
         finally:
             self._places.add(place)
+
+
+def _later(status: int, sentence: str, code: str, kind: str) -> ApiError:
+    """What is asked for is there in a while."""
+    again = {"retry-after": str(AGAIN_SECONDS)}
+    return ApiError(status, sentence, "Ask again in some seconds.", code=code, kind=kind, headers=again)
 
 
 _PROGRESS = ("model", "step", "done", "total")

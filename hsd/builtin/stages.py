@@ -226,8 +226,7 @@ def train_drafts(work: Work, stop_after: int | None = None) -> int:
     learners = {
         name: Learner(work.begun(name), p.draft_rates, work.compiled, varied=p.asked > 0) for name in work.drafts
     }
-    half = torch.bfloat16 if work.device.type == "cuda" or fast_bf16() else torch.float32
-    target = stored.load(store_target(work), work.device, half).eval()
+    target = _teacher(work)
     settings = work.settings(p.draft_steps, p.draft_rates, stop_after, lightest=0.5)
     plan, checkpoint, judge = work.planned(p.draft_steps, 1.0), work.checkpoint("drafts"), work.judge()
     if not p.asked:
@@ -250,15 +249,21 @@ def train_more(work: Work, name: str, stop_after: int | None = None) -> int:
     if name not in work.drafts:
         raise HsdError(f"There is no draft '{name}'.", f"--only takes one of {', '.join(work.drafts)}.")
     p = work.preset
-    begun = work.trained(name) if not work.checkpoint(f"more-{name}").is_file() else work.fresh(name)
+    checkpoint = work.checkpoint(f"more-{name}")
+    begun = work.fresh(name) if checkpoint.is_file() else work.trained(name)
     learners = {name: Learner(begun, p.draft_rates, work.compiled, varied=True)}
     settings = work.settings(p.draft_steps, p.draft_rates, stop_after, lightest=0.5)
-    half = torch.bfloat16 if work.device.type == "cuda" or fast_bf16() else torch.float32
-    replies = _replies(work, stored.load(store_target(work), work.device, half).eval())
+    replies = _replies(work, _teacher(work))
     if not replies:
         raise HsdError("There are no replies to learn from.", "--stage more needs --replies of at least 1.")
     stream = KeptStream(replies, work.seed + 1, _kept_loss(work))
-    return train(learners, stream, settings, work.checkpoint(f"more-{name}"), judge=work.judge())
+    return train(learners, stream, settings, checkpoint, judge=work.judge())
+
+
+def _teacher(work: Work) -> LlamaForCausalLM:
+    """The target as stored, in the numbers that this device computes fastest with."""
+    half = torch.bfloat16 if work.device.type == "cuda" or fast_bf16() else torch.float32
+    return stored.load(store_target(work), work.device, half).eval()
 
 
 def _kept_loss(work: Work) -> Callable[..., Tensor]:

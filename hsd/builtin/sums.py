@@ -87,14 +87,15 @@ def arithmetic(rng: Random) -> Conversation:
     while True:
         sign = rng.choice("+++---**/")
         a, b = _numbers(sign, rng)
-        if (sign, a, b) not in _kept()[0]:
+        if (sign, a, b) not in _held_out()[0]:
             break
     if rng.random() < 0.25:
         asked = rng.choice(_STORIES[sign]).format(a=a, b=b)
-        return conversation(careless(asked, rng), f"{a} {sign} {b} = {_worked(a, sign, b)}.")
-    spoken = _SPOKEN[sign] if rng.random() < 0.3 else sign
-    text = f"{a}{sign}{b}" if spoken == sign and rng.random() < 0.3 else f"{a} {spoken} {b}"
-    return conversation(careless(rng.choice(_ASK).format(text), rng), f"{a} {sign} {b} = {_worked(a, sign, b)}.")
+    else:
+        spoken = _SPOKEN[sign] if rng.random() < 0.3 else sign
+        text = f"{a}{sign}{b}" if spoken == sign and rng.random() < 0.3 else f"{a} {spoken} {b}"
+        asked = rng.choice(_ASK).format(text)
+    return conversation(careless(asked, rng), f"{a} {sign} {b} = {_worked(a, sign, b)}.")
 
 
 def _numbers(sign: str, rng: Random) -> tuple[int, int]:
@@ -109,8 +110,8 @@ def _numbers(sign: str, rng: Random) -> tuple[int, int]:
 
 
 def _worked(a: int, sign: str, b: int) -> str:
-    """The result, behind a step in between where tens and ones are both to be reckoned with: one pass over the digits
-    is too short for a small model to carry."""
+    """The result, behind a step in between where tens and ones are both to be reckoned with. Meant to make sums easier
+    to learn; whether it did stands in docs/log.md."""
     if sign == "+" and min(a, b) > 10 and a % 10 and b % 10:
         return f"{a - a % 10 + b - b % 10} + {a % 10 + b % 10} = {a + b}"
     if sign == "-" and b > 10 and b % 10 and a % 10 < b % 10 and a < 100:
@@ -125,7 +126,7 @@ def units(rng: Random) -> Conversation:
     while True:
         n = rng.choice((rng.randint(1, 10), 10 * rng.randint(1, 10), rng.randint(11, 99), rng.randint(11, 99)))
         a, b, factor = rng.choice(_UNITS)
-        if (n, a, b) not in _kept()[1]:
+        if (n, a, b) not in _held_out()[1]:
             break
     if rng.random() < 0.08:
         a, b, worked = "degrees Celsius", "degrees Fahrenheit", _shown(n * 9 / 5 + 32)
@@ -143,7 +144,7 @@ def _shown(value: float, places: int = 1) -> str:
 
 
 @cache
-def _kept() -> tuple[frozenset[tuple[str, int, int]], frozenset[tuple[int, str, str]]]:
+def _held_out() -> tuple[frozenset[tuple[str, int, int]], frozenset[tuple[int, str, str]]]:
     """What the held-out sums ask for: (sign, a, b), and (n, unit, unit). No wording of these is trained on."""
     replies = [turns[-1].content for turns in read_sums()]
     signs = {(m[2], int(m[1]), int(m[3])) for m in (re.match(r"(\d+) ([-+*/]) (\d+) = ", r) for r in replies) if m}

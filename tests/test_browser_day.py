@@ -7,6 +7,7 @@ import os
 import re
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from chat_server import Server, serving
 pytestmark = pytest.mark.browser
 
 LONG = 600
+PAIR = 'families:\n  pair:\n    models: {tiny: {path: "builtin:tiny"}, small: {path: "builtin:small"}}\n'
 NASTY = '<img src=x onerror="document.title=1"> \u202eabc \u05e9\u05dc\u05d5\u05dd \U0001f469\u200d\U0001f467 a\u200bb'
 
 
@@ -25,8 +27,6 @@ NASTY = '<img src=x onerror="document.title=1"> \u202eabc \u05e9\u05dc\u05d5\u05
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("data")
     fill(folder, LONG, "a long conversation", figures=False)
-    own = 'families:\n  pair:\n    models: {tiny: {path: "builtin:tiny"}, small: {path: "builtin:small"}}\n'
-    (folder / "models.yaml").write_text(own)
     with serving(folder) as server:
         yield server
 
@@ -113,8 +113,10 @@ def test_presets_set_and_keep_settings(browser: Any, server: Server) -> None:
         page.get_by_role("option", name="my own").wait_for()
 
 
-def test_the_picker_says_what_fits_and_another_family_is_loaded(browser: Any, server: Server) -> None:
-    with tab(browser, f"{server.address}#c=new") as page:
+def test_the_picker_says_what_fits_and_another_family_is_loaded(browser: Any, tmp_path: Path) -> None:
+    (tmp_path / "models.yaml").write_text(PAIR)
+    # A server of its own: the other tests are about the family that it starts with.
+    with serving(tmp_path) as server, tab(browser, f"{server.address}#c=new") as page:
         ready(page)
         page.click(".families summary")
         page.wait_for_selector(".families .offer", timeout=60_000)

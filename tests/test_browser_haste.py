@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 from collections.abc import Iterator
 from typing import Any
@@ -38,6 +39,24 @@ def fresh(page: Any) -> None:
 
 def titled(page: Any, title: str) -> None:
     page.wait_for_function("title => document.querySelector('#head h1')?.textContent === title", arg=title)
+
+
+NAMED = """() => new MutationObserver((_, observer) => {
+  if (!document.querySelector("#history .reply .foot")) return;
+  observer.disconnect();
+  window.named = location.hash;
+}).observe(document.body, { childList: true, subtree: true })"""
+
+
+def test_the_address_names_a_new_conversation_as_soon_as_its_reply_is_there(page: Any, server: Scripted) -> None:
+    fresh(page)
+    assert page.evaluate("location.hash") == "#c=new"
+    page.evaluate(NAMED)
+    send(page, "come back to it")
+    page.wait_for_function("window.named")
+    assert re.fullmatch(r"#c=[\w-]{5,}", page.evaluate("window.named"))
+    page.reload()
+    page.wait_for_selector("#history .you:has-text('come back to it')")
 
 
 def test_a_setting_that_was_typed_is_not_replaced_by_an_older_one(page: Any, server: Scripted) -> None:

@@ -20,6 +20,11 @@ _ENDINGS = {
 }
 
 
+def named(conversation_id: str | None) -> str:
+    """Says in the page which conversation it shows; page.js puts that in the address with the first look of it."""
+    return f'<span data-conversation="{escape(conversation_id or "new")}" hidden></span>'
+
+
 def history(
     messages: Sequence[Message],
     known: dict[str, str],

@@ -281,7 +281,15 @@
     const current = document.getElementById("current");
     const box = document.querySelector("#message textarea");
     if (!current || !box || parts.some((part) => !part)) return void setTimeout(begin, 100);
+    let opened = "";
     const look = () => {
+      // With the very change that shows it: whoever reloads now comes back to it.
+      const open = parts[0].querySelector("[data-conversation]")?.dataset.conversation;
+      if (open && open !== opened) {
+        opened = open;
+        window.hsdAddress({ c: open });
+        window.hsdOpened(open);
+      }
       // A reply that is over is for a moment in both; only one of them is shown, and nothing jumps.
       const reply = parts[1].querySelector("[data-reply]")?.dataset.reply;
       parts[1].hidden = !!reply && !!parts[0].querySelector(`[data-id="${CSS.escape(reply)}"]`);

@@ -40,7 +40,6 @@ AGAIN_SECONDS = 3.0
 
 OPEN_FROM_ADDRESS = "() => [(location.hash.match(/c=([\\w-]+)/) || ['', ''])[1]]"
 SENT = "(mark) => { if (mark) hsdSent(mark); }"
-SHOW_IN_ADDRESS = "(id) => { if (id) { hsdAddress({ c: id }); hsdOpened(id); } }"
 
 
 def build(session: Session) -> gr.Blocks:
@@ -51,7 +50,7 @@ def build(session: Session) -> gr.Blocks:
         ui |= _middle(session, tabs)
         ui |= views.build(CLICKS)
         ui |= _right(session)
-        # Never shown: the id of the open conversation, on its way to and from the address.
+        # Never shown: the id of the open conversation, for when the event that shows it begins again.
         ui["current"] = gr.Textbox(visible="hidden", elem_id="current", label="Open conversation")
         # Nor these: whether the last message was stored, and whose settings the fields hold.
         ui["sent"] = gr.Textbox(visible="hidden", elem_id="sent", label="Sent")
@@ -126,7 +125,6 @@ def _wire(page: gr.Blocks, session: Session, tabs: Tabs, ui: dict[str, Any]) -> 
     for group in ([part for part in parts if not part.beside], beside, views.parts(session, ui)):
         _keep(page, session, tabs, group, current, quiet)
     page.load(do.enter, [current], given, js=OPEN_FROM_ADDRESS, **quiet)
-    current.change(None, [current], None, js=SHOW_IN_ADDRESS)
 
     message.submit(do.send, sent, [ui["sent"], *given], **quiet)
     ui["sent"].change(None, [ui["sent"]], None, js=SENT)

@@ -162,6 +162,10 @@ def _head(session: Session, tab: Tab) -> str:
 
 
 def _history(session: Session, tab: Tab) -> str:
+    return history.named(tab.open) + _turns(session, tab)
+
+
+def _turns(session: Session, tab: Tab) -> str:
     snapshot = session.snapshot(tab.open, tab.shown)
     back = history.taken_back() if snapshot.undone else ""
     if not snapshot.messages and snapshot.live is None:

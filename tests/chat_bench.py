@@ -271,7 +271,7 @@ class Reader:
             connection.request("POST", "/gradio_api/component_server/", json.dumps(body), headers)
             answer = connection.getresponse().read()
             self.bytes, told = self.bytes + len(answer), json.loads(answer)
-            time.sleep(0.1)
+            time.sleep(told.get("between", 0))
         connection.close()
 
     def close(self) -> None:

@@ -59,6 +59,19 @@ def test_the_address_names_a_new_conversation_as_soon_as_its_reply_is_there(page
     page.wait_for_selector("#history .you:has-text('come back to it')")
 
 
+ASK = """(data) => {
+  const part = window.gradio_config.components.find((one) => one.props.elem_id === "running");
+  const body = JSON.stringify({ data, component_id: part.id, fn_name: "growing", session_hash: "nobody" });
+  const headers = { "Content-Type": "application/json" };
+  return fetch("gradio_api/component_server/", { method: "POST", headers, body }).then((r) => r.json());
+}"""
+
+
+def test_a_question_for_a_reply_that_makes_no_sense_is_answered(page: Any) -> None:
+    for data in ({}, {"reply": None}, {"reply": ["x"], "mark": "first"}):
+        assert page.evaluate(ASK, data) == {"over": True}
+
+
 def test_a_setting_that_was_typed_is_not_replaced_by_an_older_one(page: Any, server: Scripted) -> None:
     fresh(page)
     open_settings(page)

@@ -10,13 +10,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from chat_fakes import POEM
+from chat_fakes import INFO, POEM
 
 import hsd
 from chat.records import Conversation, Message
 from chat.request import EngineView, Live
 from chat.ui import engine, history, listing, reply, thinking
-from chat.ui.growing import HOLD_SECONDS, Feed, young
+from chat.ui.growing import HOLD_SECONDS, Feed, between, young
 from chat.ui.levels import looks
 from chat.ui.text import Growing, count, markdown, plural, seconds
 
@@ -171,6 +171,10 @@ def test_a_reply_is_held_back_for_a_moment_and_one_that_waits_is_not() -> None:
 
     assert 0 < young(live(time.monotonic())) <= HOLD_SECONDS
     assert young(live(time.monotonic() - 1)) < 0 and young(live(0.0)) == 0 and young(None) == 0
+
+
+def test_a_page_asks_less_often_where_it_takes_the_models_cores() -> None:
+    assert between(INFO) > between(replace(INFO, device="cuda:0")) == between(None)
 
 
 def test_text_that_grows_ends_up_as_the_same_markdown() -> None:

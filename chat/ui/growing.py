@@ -1,4 +1,4 @@
-"""The reply that is being written, on its way to a page: what is new of it, ten times a second.
+"""The reply that is being written, on its way to a page: what is new of it, five or ten times a second.
 
 Not an output of a Gradio event: for each value of one, the page copies the values of all outputs of all events, which
 was most of its work while a reply was written. A function that the page calls costs a request and nothing else.
@@ -14,6 +14,7 @@ from typing import Any
 
 import gradio as gr
 
+import hsd
 from chat.request import Live
 from chat.session import Session
 from chat.ui import history
@@ -22,6 +23,12 @@ from chat.ui.text import Growing
 
 HOLD_SECONDS = 0.12
 """A reply is shown when it is this old, or over: one that ends sooner is written once, behind the engine's work."""
+
+BETWEEN_SECONDS = 0.1
+"""A page asks again so long after an answer."""
+
+SHARED_SECONDS = 0.2
+"""The same where the models run on the CPU: whatever shows a page takes cores from them, the more the oftener."""
 
 
 class Feed:
@@ -57,6 +64,11 @@ class Feed:
         }
 
 
+def between(info: hsd.FamilyInfo | None) -> float:
+    """Seconds from an answer to the page's next question, while this family writes."""
+    return SHARED_SECONDS if info is not None and info.device.startswith("cpu") else BETWEEN_SECONDS
+
+
 def young(live: Live | None) -> float:
     """Seconds until a reply is to be shown; one that waits for another, or for models, is shown at once."""
     return live.since + HOLD_SECONDS - time.monotonic() if live and live.since else 0.0
@@ -70,15 +82,19 @@ def loading(session: Session) -> bool:
 def server_function(session: Session, tabs: Tabs) -> Callable[..., Any]:
     """A function for the page: given the reply that it shows and the mark of the last answer, what is new of it.
 
-    The answer is `{"over": True}` where the tab's conversation is not waiting for that reply.
+    The answer is that of `Feed.answer` and, as `between`, the seconds to wait; `{"over": True}` where the tab's
+    conversation is not waiting for that reply.
     """
 
     def told(page: Page, asked: Mapping[str, Any]) -> dict[str, Any]:
         tab = tabs.at(page)
         live = session.live(tab.open)
-        if live is None or live.message_id != asked["reply"]:
+        if live is None or live.message_id != asked.get("reply"):
             return {"over": True}
-        return feed(tab, live).answer(live, int(asked["mark"]), loading=loading(session))
+        mark = asked.get("mark")
+        # A mark that is none is that of an answer which the page does not have.
+        answer = feed(tab, live).answer(live, mark if isinstance(mark, int) else 0, loading=loading(session))
+        return {**answer, "between": between(session.engine.info)}
 
     async def growing(asked: Mapping[str, Any], request: gr.Request) -> dict[str, Any]:
         page = Page(request, str((await request.json())["session_hash"]))

@@ -1,6 +1,6 @@
 // The reply that is being written: asked for while there is one, and written where it grows.
 (() => {
-  const BETWEEN = 100;
+  const AGAIN = 1000;
   const pause = (time) => new Promise((done) => { setTimeout(done, time); });
 
   // What is there stays there as far as it is the same: a selection, a place in a wide block of code, the keyboard.
@@ -50,12 +50,12 @@
       const told = await server.growing({ reply, mark }).catch(() => null);
       if (told?.over) break;
       if (!told) {
-        await pause(10 * BETWEEN);
+        await pause(AGAIN);
         continue;
       }
       mark = told.mark;
       if (stage()?.dataset.reply === reply) show(stage(), told);
-      await pause(BETWEEN);
+      await pause(1000 * told.between);
     }
     if (asking === reply) asking = "";
     if (stage() && stage().dataset.reply !== reply) follow(element, server);

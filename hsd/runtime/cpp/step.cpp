@@ -399,8 +399,9 @@ class Crowd {
     last_ = threads, ended_ = at;
     if (!awake) return;
     if (usual > 0 && seconds > kStalled * expected + kNoise) {
-      // A burst of other work is soon over, so the first pause is short; whoever stays makes it grow.
-      worth_ = at < until_ + pause_ ? std::min(2 * worth_, kMost) : kLeast;
+      // A burst of other work is soon over, so the first pause is short; whoever stays makes it grow: who stopped a
+      // thread soon after the pause, however long it was stopped.
+      worth_ = at - seconds < until_ + pause_ ? std::min(2 * worth_, kMost) : kLeast;
       pause_ = std::min(worth_ * seconds, kLongest);
       until_ = at + pause_;
       missing_ = all - threads + 1;
@@ -413,7 +414,7 @@ class Crowd {
   static constexpr double kStalled = 2.5, kNoise = 5e-4;  // longer than usual, and by seconds
   static constexpr double kAsleep = 0.002;                // seconds
   static constexpr double kDrift = 1.01;                  // contexts grow, and with them passes
-  static constexpr double kLeast = 2, kMost = 64;         // a pause is so many times what the stall took,
+  static constexpr double kLeast = 0.5, kMost = 64;       // a pause is so many times what the stall took,
   static constexpr double kLongest = 1.0;                 // and at most these seconds
 
   double until_ = 0, pause_ = 0, worth_ = kLeast, ended_ = 0;

@@ -26,6 +26,7 @@ Wish = Literal["load", "unload", "replace"]
 
 CHECKPOINT_SECONDS = 1.0
 RETRY_SAVE_SECONDS = 2.0
+SETTLE_SECONDS = 0.5  # from the end of a reply to idle work
 
 
 class Worker:
@@ -112,11 +113,9 @@ class Worker:
     def request(self, conversation_id: str) -> tuple[Request, int] | None:
         """What this conversation waits for, and how many are before it."""
         with self._wake:
-            queue = [*([self._active] if self._active else []), *self._pending]
-        for place, request in enumerate(queue):
-            if request.conversation_id == conversation_id:
-                return request, place
-        return None
+            queue = [request for request in (self._active, *self._pending) if request]
+        found = ((request, at) for at, request in enumerate(queue) if request.conversation_id == conversation_id)
+        return next(found, None)
 
     @property
     def view(self) -> EngineView:
@@ -225,21 +224,28 @@ class Worker:
         self.saving.again()
         if self._learn and self._engine:
             self._learn = False
+            with self._wake:
+                # Whoever shows the reply draws its end now, on the cores of the steps that are to be timed.
+                self._wake.wait_for(self._called, SETTLE_SECONDS)
             try:
-                self._engine.learn(should_stop=lambda: bool(self._pending or self._wish) or self._closing)
+                self._engine.learn(should_stop=self._called)
             except Exception:
                 # Learning only makes later replies faster; a failure in it must not end the chat.
                 log.exception("learning from finished replies failed")
             self._note_info()
             self._look_up()
         left = self._idle_left()
-        if left is not None and left <= 0 and not (self._pending or self._wish or self._closing):
+        if left is not None and left <= 0 and not self._called():
             self._close_engine()
             self._set_state("unloaded")
             left = None
         with self._wake:
-            if not (self._pending or self._wish or self._closing):
+            if not self._called():
                 self._wake.wait(RETRY_SAVE_SECONDS if self.saving.behind else left)
+
+    def _called(self) -> bool:
+        """Whether anybody wants anything."""
+        return bool(self._pending or self._wish) or self._closing
 
     def _idle_left(self) -> float | None:
         """Seconds until the engine's memory is given back. A machine that sleeps does not count them on Linux."""
@@ -288,8 +294,7 @@ class Worker:
     def _follow(self, engine: EngineLike, request: Request) -> dict[str, Any]:
         saved = time.monotonic()
         values: dict[str, Any] | None = None
-        prompt = request.prompt(engine)
-        for event in engine.stream(prompt, request.params, plan=request.plan, cancel=request.cancel):
+        for event in engine.stream(request.prompt(engine), request.params, plan=request.plan, cancel=request.cancel):
             match event:
                 case hsd.Tokens():
                     request.add(event)
@@ -314,8 +319,7 @@ class Worker:
         self._changed("engine")
 
     def _end(self, request: Request, values: dict[str, Any]) -> None:
-        stored = request.ending(values)
-        if stored:
+        if stored := request.ending(values):
             self.saving.store(request.message_id, stored)
         with self._wake:
             if self._active is request:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -54,6 +55,22 @@ def test_a_message_gets_its_reply_with_statistics(session: Session) -> None:
     assert "".join(answer.pieces) == answer.text
     assert session.conversations()[0].title == "hello there · You said hello there to me."
     assert session.last_stats(conversation)["tokens"] == 6 and session.last_stats(None) is None
+
+
+def test_idle_work_leaves_the_page_time_to_draw_and_whoever_asks_does_not_wait_for_it(
+    session: Session, engine: ScriptedEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    until(lambda: engine.learned)
+    conversation = session.send(None, "one", Settings())
+    idle(session, conversation)
+    over, learned = time.monotonic(), engine.learned
+    until(lambda: engine.learned > learned)
+    assert time.monotonic() - over > worker_module.SETTLE_SECONDS / 2
+    monkeypatch.setattr(worker_module, "SETTLE_SECONDS", 600)
+    for text in ("two", "three"):
+        session.send(conversation, text, Settings())
+        idle(session, conversation)
+    session.close()
 
 
 def test_the_next_prompt_carries_the_ids_of_the_last_reply(session: Session, engine: ScriptedEngine) -> None:

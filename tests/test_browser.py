@@ -57,7 +57,7 @@ def test_a_reply_is_seen_growing(browser: Any, server: Server) -> None:
         ready(page)
         hot(page)
         watch_running(page)
-        for tries in range(1, 6):
+        for tries in range(1, 26):
             send(page, "Tell me everything.")
             page.wait_for_function(f"document.querySelectorAll('#history .reply').length === {tries}")
             texts = seen(page)
@@ -100,7 +100,7 @@ def test_stop_ends_the_reply_and_a_new_chat_begins_empty(browser: Any, server: S
         page.wait_for_selector(".empty")
         before = page.locator(".listing li").count()
         hot(page)
-        for tries in range(1, 6):
+        for tries in range(1, 26):
             stop_when_it_begins(page)
             send(page, "Tell me everything.")
             page.wait_for_function(f"document.querySelectorAll('#history .reply').length === {tries}")

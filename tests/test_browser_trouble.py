@@ -107,6 +107,8 @@ def test_a_running_reply_is_there_after_a_reload_and_in_a_second_tab_which_stops
         ready(page)
         without_end(page)
         reply, text = checkpoint(page, slow)
+        # On a busy machine the disk has it before the page: only what a page has shown is in its address.
+        page.wait_for_selector("#running .prose")
         page.reload()
         page.wait_for_selector("#running .prose")
         with tab(browser, page.url) as second:

@@ -27,8 +27,8 @@ HOLD_SECONDS = 0.12
 BETWEEN_SECONDS = 0.1
 """A page asks again so long after an answer."""
 
-SHARED_SECONDS = 0.2
-"""The same where the models run on the CPU: whatever shows a page takes cores from them, the more the oftener."""
+BETWEEN_ON_CPU_SECONDS = 0.2
+"""The same where the models run on the CPU: a browser on this machine takes cores from them with every answer."""
 
 
 class Feed:
@@ -66,7 +66,7 @@ class Feed:
 
 def between(info: hsd.FamilyInfo | None) -> float:
     """Seconds from an answer to the page's next question, while this family writes."""
-    return SHARED_SECONDS if info is not None and info.device.startswith("cpu") else BETWEEN_SECONDS
+    return BETWEEN_ON_CPU_SECONDS if info is not None and info.device.startswith("cpu") else BETWEEN_SECONDS
 
 
 def young(live: Live | None) -> float:
@@ -92,7 +92,7 @@ def server_function(session: Session, tabs: Tabs) -> Callable[..., Any]:
         if live is None or live.message_id != asked.get("reply"):
             return {"over": True}
         mark = asked.get("mark")
-        # A mark that is none is that of an answer which the page does not have.
+        # What is no mark fits no answer: the page is told all there is.
         answer = feed(tab, live).answer(live, mark if isinstance(mark, int) else 0, loading=loading(session))
         return {**answer, "between": between(session.engine.info)}
 

@@ -21,7 +21,7 @@ _ENDINGS = {
 
 
 def named(conversation_id: str | None) -> str:
-    """Says in the page which conversation it shows; page.js puts that in the address with the first look of it."""
+    """Says in the page which conversation it shows; page.js puts that in the address as soon as it is shown."""
     return f'<span data-conversation="{escape(conversation_id or "new")}" hidden></span>'
 
 

@@ -142,6 +142,23 @@ def test_regret_is_against_the_best_of_the_other_half():
     assert found["ran"] == {"a:2>t": 16}
 
 
+def test_several_drafts_are_compared_with_one_on_the_half_on_which_they_were_not_chosen():
+    rows = runs(auto=1.0)
+    assert regret.figures(rows)["drafts"] == []
+    for row in [row for row in rows if row["plan"] == "a:2>t"]:
+        # `x` is the best with two drafts, but not on the half that chooses in the first comparison.
+        rows.append({**row, "plan": "a:1>x:2>t", "ms": 20.0 if row["half"] == 0 else 5.0})
+        rows.append({**row, "plan": "lookup:1>a:1>y:2>t", "ms": 8.0})
+        rows.append({**row, "plan": "lookup:1>a:3>t", "ms": 9.0})
+    found = regret.figures(rows)["drafts"]
+    assert [(one["one"], one["several"]) for one in found] == [
+        ("lookup:1>a:3>t", "lookup:1>a:1>y:2>t"),
+        ("lookup:1>a:3>t", "a:1>x:2>t"),
+    ]
+    assert [one["ratio"] for one in found] == [pytest.approx(9 / 8), pytest.approx(9 / 20)]
+    assert found[0]["interval"] == pytest.approx([9 / 8, 9 / 8])
+
+
 def test_a_moment_when_something_else_ran_counts_three_times_at_most():
     assert regret.figures(runs(auto=1.0, slow=500.0))["auto_ms"] == pytest.approx((7 + 3) / 8)
 

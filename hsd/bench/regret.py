@@ -2,7 +2,8 @@
 
 Every prompt is decoded twice by every candidate: each chain at its three best-forecast thresholds, plain decoding, and
 `auto`, interleaved in an order drawn anew for every prompt. The best fixed plan is chosen on one half of the runs and
-compared on the other, both ways round: chosen and compared on the same runs, it would be flattered.
+compared on the other, both ways round: chosen and compared on the same runs, it would be flattered. In the same way the
+best plan with several model drafts is compared with the best that has one.
 """
 
 from __future__ import annotations
@@ -121,7 +122,7 @@ def figures(rows: list[dict[str, Any]]) -> dict[str, Any]:
             {
                 "best": best,
                 "auto_over_best": _ms(compared_on, AUTO) / _ms(compared_on, best),
-                "interval": _interval(compared_on, best),
+                "interval": _interval(compared_on, AUTO, best),
             }
         )
     categories = list(dict.fromkeys(row["category"] for row in rows))
@@ -129,7 +130,7 @@ def figures(rows: list[dict[str, Any]]) -> dict[str, Any]:
     for category in categories:
         own = [row for row in rows if row["category"] == category]
         ratios[category] = _ms(own, AUTO) / _ms(own, plain)
-        by_category[category] = {"auto_over_plain": ratios[category], "interval": _interval(own, plain)}
+        by_category[category] = {"auto_over_plain": ratios[category], "interval": _interval(own, AUTO, plain)}
     ran: dict[str, int] = {}
     for row in rows:
         if row["plan"] == AUTO:
@@ -143,6 +144,7 @@ def figures(rows: list[dict[str, Any]]) -> dict[str, Any]:
         "regret": sum(a["auto_over_best"] for a in against) / 2 - 1,
         "by_category": by_category,
         "worst_over_plain": max(ratios.values()),
+        "drafts": _several(halves, plans) + _several(halves[::-1], plans),
         "ran": dict(sorted(ran.items(), key=lambda item: -item[1])),
         "all_ms": dict(sorted(((p, _ms(rows, p)) for p in plans), key=lambda item: item[1])),
     }
@@ -162,13 +164,28 @@ def _ms(rows: list[dict[str, Any]], plan: str) -> float:
     return float(sum(row["ms"] for row in own) / sum(row["tokens"] for row in own))
 
 
-def _interval(rows: list[dict[str, Any]], other: str, count: int = 400) -> list[float]:
-    """90% interval of `auto` over another plan, prompts drawn again with replacement."""
+def _several(halves: list[list[dict[str, Any]]], plans: list[str]) -> list[dict[str, Any]]:
+    """How many times as fast the best plan with several model drafts is as the best with one, chosen on the first half
+    and compared on the second; nothing where no plan has several."""
+    drafts = {plan: sum(name != LOOKUP for name in Plan.parse(plan).names) - 1 for plan in plans if plan != AUTO}
+    chosen_on, compared_on = halves
+    one, several = (
+        min((p for p, count in drafts.items() if fits(count)), key=lambda p: _ms(chosen_on, p), default=None)
+        for fits in (lambda count: count == 1, lambda count: count > 1)
+    )
+    if one is None or several is None:
+        return []
+    ratio, interval = _ms(compared_on, one) / _ms(compared_on, several), _interval(compared_on, one, several)
+    return [{"one": one, "several": several, "ratio": ratio, "interval": interval}]
+
+
+def _interval(rows: list[dict[str, Any]], plan: str, other: str, count: int = 400) -> list[float]:
+    """90% interval of a plan over another, prompts drawn again with replacement."""
     sums: dict[str, list[float]] = {}
     for row in rows:
-        if row["plan"] in (AUTO, other):
+        if row["plan"] in (plan, other):
             own = sums.setdefault(row["prompt"], [0.0] * 4)
-            at = 0 if row["plan"] == AUTO else 2
+            at = 0 if row["plan"] == plan else 2
             own[at] += row["ms"]
             own[at + 1] += row["tokens"]
     table = np.array(list(sums.values()))
@@ -191,6 +208,10 @@ def _tell(ask: BenchRequest, name: str, out: dict[str, Any]) -> None:
     for half in out["halves"]:
         low, high = half["interval"]
         ask.tell(f"   over {half['best']}: {half['auto_over_best']:.3f} (90% {low:.3f} to {high:.3f})")
+    for half in out["drafts"]:
+        low, high = half["interval"]
+        times = f"{half['ratio']:.3f} times as fast as {half['one']} (90% {low:.3f} to {high:.3f})"
+        ask.tell(f"   {half['several']}: {times}")
     for category, one in out["by_category"].items():
         low, high = one["interval"]
         ask.tell(f"   {category:8} over plain: {one['auto_over_plain']:.3f} (90% {low:.3f} to {high:.3f})")

@@ -118,3 +118,30 @@ def test_the_command_grows_a_family_and_a_second_call_goes_on(tmp_path, monkeypa
     assert train.main([*at_once, "--stage", "target", "--steps", "16"]) == 0
     unbroken = stages.Work(whole, None, wider).trained("large").state_dict()
     assert all(torch.equal(unbroken[key], paused[key]) for key in unbroken)
+
+
+def test_one_draft_of_a_family_is_trained_on_and_the_others_stay_what_they_are(tmp_path, capsys):
+    """Also the target in 4 bits, which would come out otherwise if it were unpacked and packed again."""
+    family, out = tmp_path / "family", tmp_path / "out"
+    common = ["--threads", "1", "--device", "cpu", "--preset", "try", "--nf4-from", "200000"]
+    first = [*common, "--work", str(tmp_path / "first"), "--out", str(family), "--steps", "16", "--draft-steps", "4"]
+    assert train.main(first) == 0
+    onward = [*common, "--work", str(tmp_path / "second"), "--grow-from", str(family), "--out", str(out)]
+    more = ["--only", "small", "--draft-steps", "4"]
+    assert train.main([*onward, "--stage", "tokenizer"]) == 0
+    assert train.main([*onward, "--stage", "more", *more, "--stop-after", "2"]) == 0
+    assert train.main([*onward, "--stage", "more", *more]) == 0
+    assert train.main([*onward, "--stage", "export"]) == 0
+
+    def weights(folder: Path) -> dict[str, bytes]:
+        return {path.parent.name: path.read_bytes() for path in folder.glob("*/model.safetensors")}
+
+    before, after = weights(family), weights(out)
+    assert {name for name in before if before[name] != after[name]} == {"small"}
+    assert "quantization_config" in (out / "large" / "config.json").read_text()
+    assert stored.load(out / "large").config.vocab_size == 512
+
+    capsys.readouterr()
+    nowhere = [*onward[:-1], str(tmp_path / "none"), "--work", str(tmp_path / "third"), "--grow-from", str(tmp_path)]
+    assert train.main([*nowhere, "--stage", "tokenizer"]) == 1
+    assert "folder of a family" in capsys.readouterr().err

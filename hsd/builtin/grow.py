@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
+from hsd.builtin import stored
 from hsd.builtin.models import LADDERS, Shape
 from hsd.errors import HsdError
 
@@ -25,19 +26,29 @@ _LAYER = "model.layers."
 
 
 def read(folder: Path, stage: str, name: str) -> State:
-    """Weights of model `name` as a stage of an earlier run last saved them in its work folder.
+    """Weights of model `name` as a stage of an earlier run last saved them in its work folder, or as a family has them.
 
+    Args:
+        folder: a run's work folder, or a family as it is shipped; what that has in 4 bits is unpacked.
     Raises:
-        HsdError: it has not saved them.
+        HsdError: it has no such model.
     """
     path = folder / f"{stage}.pt"
     if not path.is_file():
-        raise HsdError(f"There is no {path.name} in {folder}.", "--grow-from takes the --work folder of a run.")
+        if is_stored(folder / name):
+            return dict(stored.load(folder / name).state_dict())
+        message = f"There is neither a {path.name} nor a model '{name}' in {folder}."
+        raise HsdError(message, "--grow-from takes the --work folder of a run, or the folder of a family.")
     learners = torch.load(path, map_location="cpu", weights_only=True, mmap=True)["learners"]
     if name not in learners:
         raise HsdError(f"{path} has no model '{name}'.", "Its ladder needs the same names.")
     state: State = learners[name]["model"]
     return state
+
+
+def is_stored(folder: Path) -> bool:
+    """Whether a model lies here as a family has it."""
+    return (folder / "config.json").is_file()
 
 
 def shape_of(state: State) -> Shape:

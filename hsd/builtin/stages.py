@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from hsd.builtin import grow, kept, stored, tokenizer
 from hsd.builtin.ahead import Workers, workers
@@ -133,20 +133,33 @@ class Work:
         return "target" if name == self.target else "drafts"
 
     def trained(self, name: str) -> LlamaForCausalLM:
-        """Model `name` as its stage last saved it.
+        """Model `name` as its stage last saved it, or as the family has it that this run began with.
 
         Raises:
-            HsdError: its stage has not saved anything yet.
+            HsdError: its stage has not saved anything yet, and there is no such family.
         """
-        path = self.checkpoint(self._stage(name))
-        if not path.is_file():
+        paths = [path for path in map(self.checkpoint, (self._stage(name), f"more-{name}")) if path.is_file()]
+        if not paths:
+            if self.untouched(name):
+                return self.begun(name)
             raise HsdError(f"There is no checkpoint of '{name}' in {self.folder}.", "Run its stage first.")
-        further = self.checkpoint(f"more-{name}")
-        if further.is_file() and further.stat().st_mtime > path.stat().st_mtime:
-            path = further
         model = self.fresh(name)
-        model.load_state_dict(torch.load(path, map_location="cpu", weights_only=True)["learners"][name]["model"])
+        latest = max(paths, key=lambda path: path.stat().st_mtime)
+        model.load_state_dict(torch.load(latest, map_location="cpu", weights_only=True)["learners"][name]["model"])
         return model
+
+    def untouched(self, name: str) -> Path | None:
+        """Where model `name` lies in the family that this run began with, if it is of this ladder and nothing in this
+        run has trained it: such a model is taken as it is, since packing it again would not give the same numbers."""
+        mine = (self._stage(name), f"more-{name}")
+        if self.grow_from is None or any(self.checkpoint(stage).is_file() for stage in mine):
+            return None
+        folder = self.grow_from / name
+        if not grow.is_stored(folder):
+            return None
+        config, shape = LlamaConfig.from_pretrained(folder), self.ladder[name]
+        has = (config.hidden_size, config.num_hidden_layers, config.intermediate_size)
+        return folder if has == (shape.width, shape.layers, shape.inner) else None
 
     def settings(self, steps: int, rates: Rates, stop_after: int | None, lightest: float = 0.0) -> Settings:
         p = self.preset
@@ -183,9 +196,12 @@ def train_tokenizer(work: Work) -> None:
         return
     partial = folder.with_name(".tokenizer.partial")
     if work.grow_from is not None:
-        if not (work.grow_from / "tokenizer").is_dir():
-            raise HsdError(f"There is no tokenizer in {work.grow_from}.", "--grow-from takes a run's --work folder.")
-        shutil.copytree(work.grow_from / "tokenizer", partial, dirs_exist_ok=True)
+        places = [work.grow_from / "tokenizer", *(work.grow_from / name for name in reversed(work.ladder))]
+        place = next((place for place in places if (place / "tokenizer.json").is_file()), None)
+        if place is None:
+            message = f"There is no tokenizer in {work.grow_from}."
+            raise HsdError(message, "--grow-from takes the --work folder of a run, or the folder of a family.")
+        tokenizer.load(place).save_pretrained(partial)
         partial.rename(folder)
         return
     rounds = (work.mixture.round(number) for number in range(TOKENIZER_ROUNDS))
@@ -209,6 +225,10 @@ def train_target(work: Work, stop_after: int | None = None) -> int:
 def store_target(work: Work) -> Path:
     """Write the target as it will lie on disk, unless that has been done since it was trained. Returns its folder."""
     folder, checkpoint = work.folder / "stored" / work.target, work.checkpoint("target")
+    if begun := work.untouched(work.target):
+        if not folder.is_dir():
+            _copy(begun, folder)
+        return folder
     model = work.trained(work.target)
     if not folder.is_dir() or folder.stat().st_mtime < checkpoint.stat().st_mtime:
         folder.parent.mkdir(exist_ok=True)
@@ -272,7 +292,9 @@ def _kept_loss(work: Work) -> Callable[..., Tensor]:
 
 def _replies(work: Work, target: LlamaForCausalLM) -> list[Written]:
     """All rounds of the target's replies; what is missing is written before training begins."""
-    step = torch.load(work.checkpoint("target"), map_location="cpu", weights_only=True, mmap=True)["step"]
+    path, step = work.checkpoint("target"), 0
+    if path.is_file():
+        step = torch.load(path, map_location="cpu", weights_only=True, mmap=True)["step"]
     folder, found = work.folder / f"kept-{work.seed}-{step}", []
     writer = Writer(target)
     for number in range(work.preset.reply_rounds):
@@ -287,11 +309,20 @@ def _replies(work: Work, target: LlamaForCausalLM) -> list[Written]:
 
 def export(work: Work, out: Path) -> None:
     """Put the family together in `out`: the target as its drafts knew it, and the drafts."""
-    out.mkdir(parents=True, exist_ok=True)
-    partial = out / f".{work.target}.partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    shutil.copytree(store_target(work), partial)
-    shutil.rmtree(out / work.target, ignore_errors=True)
-    partial.rename(out / work.target)
+    _copy(store_target(work), out / work.target)
     for name in work.drafts:
-        stored.store(work.trained(name), work.tokenizer, out / name, work.nf4_from)
+        if begun := work.untouched(name):
+            if begun.resolve() != (out / name).resolve():
+                _copy(begun, out / name)
+        else:
+            stored.store(work.trained(name), work.tokenizer, out / name, work.nf4_from)
+
+
+def _copy(source: Path, to: Path) -> None:
+    """Whole or not at all."""
+    to.parent.mkdir(parents=True, exist_ok=True)
+    partial = to.with_name(f".{to.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    shutil.copytree(source, partial)
+    shutil.rmtree(to, ignore_errors=True)
+    partial.rename(to)

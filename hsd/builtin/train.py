@@ -30,7 +30,9 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--corpus", type=Path, help="folder with the text; without it only the package's own conversations")
     p.add_argument("--out", type=Path, default=WEIGHTS, help="where the models are written")
     p.add_argument("--work", type=Path, default=default_work(), help="where checkpoints and encoded text are kept")
-    p.add_argument("--grow-from", type=Path, metavar="WORK", help="begin with what the run in this folder has learnt")
+    p.add_argument(
+        "--grow-from", type=Path, metavar="FOLDER", help="begin with what a run's --work folder or a family has"
+    )
     p.add_argument("--preset", choices=PRESETS, help="sizes and lengths; gpu where there is one, else cpu")
     p.add_argument("--stage", choices=STAGES, default="all")
     p.add_argument("--only", metavar="DRAFT", help="the draft that --stage more trains on alone")

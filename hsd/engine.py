@@ -55,7 +55,7 @@ class Engine:
         self.planner = Planner(loaded.key, loaded.models, stats)
         self.upgrades = Upgrades(loaded.models, compiled, loaded.vocab)
         self._lock = Turn()
-        self._last: tuple[float, int] | None = None  # temperature and prompt length of the last reply
+        self._last: tuple[float, int, Plan] | None = None  # temperature, prompt length and plan of the last reply
         self.learner = Learner(self.planner, stats, list(loaded.models))
         self._outcomes = Outcomes(self.planner, stats)
         self._broken: str | None = None
@@ -225,7 +225,7 @@ class Engine:
         """
         with self._lock:
             try:
-                self.planner.renew(self.upgrades.adopt(should_stop), *(self._last or ()))
+                self.planner.renew(self.upgrades.adopt(should_stop), *(self._last or ())[:2])
                 if self.learner.run(should_stop) and not should_stop():
                     self.planner.profile.refresh(should_stop)
                 if self._last is not None and self.planner.profile.measured and not should_stop():
@@ -325,7 +325,8 @@ class Engine:
         )
         self.planner.replied()
         self._outcomes.replied(reply, generation, reply_id)
-        self._last = (generation.request.params.temperature, reply.stats.prompt_tokens)
+        request = generation.request
+        self._last = (request.params.temperature, reply.stats.prompt_tokens, request.plan)
         can_score = reply_id and self._target.cuttable and error is None
         self.learner.replied(reply, generation, conversation if can_score else None, reply_id)
         return reply

@@ -107,11 +107,12 @@ class Planner:
             self._replies_since.clear()
             self.choose(temperature, context)
 
-    def replan(self, temperature: float, context: int = 0) -> None:
-        """Decides anew if there was a reply since."""
+    def replan(self, temperature: float, context: int, plan: Plan) -> None:
+        """Decides anew if there was a reply since; what its plan needs, if it is pinned, is fitted as well."""
         key = (temperature_bucket(temperature), bucket(context))
         if self._replies_since.get(key, 1):
             self.choose(temperature, context)
+        self.stop_rule(plan, temperature, context)
 
     def choose(self, temperature: float, context: int = 0) -> Decision:
         """Ranks all plans by today's numbers and decides; a switch is stored with its reason."""

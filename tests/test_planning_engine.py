@@ -32,6 +32,19 @@ def learned(one: hsd.Engine, replies: int = 6) -> hsd.Engine:
     return one
 
 
+def test_the_rule_of_a_pinned_plan_is_fitted_in_idle_time():
+    """Not in the next reply, where somebody waits for it; and anew when there is more to know."""
+    one, pinned = learned(engine()), hsd.Plan.parse("small:3>medium:4>big")
+    assert one.planner.choose(LONG.temperature).plan != pinned
+    for turn in range(2):
+        one.generate(f"say {turn}", LONG, plan=pinned)
+        one.learn()
+        known = dict(one.planner._rules)
+        assert pinned in {plan for _, plan, _ in known}
+        one.generate(f"now {turn}", LONG, plan=pinned)
+        assert one.planner._rules == known
+
+
 # --- change
 
 

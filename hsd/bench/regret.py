@@ -91,9 +91,11 @@ def measure(
         engine.forget()
         if plan == AUTO:
             engine.learn()  # nothing waits to be scored; the decision is as fresh as it is in a chat
-        # `auto` gets no seed of ours: with one it would keep to its thresholds above temperature 0.
-        seed = None if plan == AUTO else 1000 + turn
-        reply = engine.generate(text, SamplingParams(temperature=temperature, max_tokens=length, seed=seed), plan=plan)
+        else:
+            # As idle time fits it in a chat, where the reply before this one had the same plan.
+            engine.planner.stop_rule(Plan.parse(plan), temperature)
+        # No seed, as in a chat: above temperature 0 with one, nothing would stop by value.
+        reply = engine.generate(text, SamplingParams(temperature=temperature, max_tokens=length, seed=None), plan=plan)
         if plan == AUTO:
             engine.learn()
         rows.append(

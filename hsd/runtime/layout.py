@@ -11,7 +11,7 @@ NORMS = ("input_norm", "q_norm", "k_norm", "post_norm")
 VECTORS = ("input_norm", "qkv_bias", "q_norm", "k_norm", "out_bias", "post_norm", "gate_up_bias", "down_bias")
 SIZES = (
     *("width", "layers", "heads", "kv_heads", "head_dim", "inner", "vocab", "context"),
-    *("threads", "tiles", "bits"),
+    *("threads", "tiles", "turned", "bits"),
 )
 
 

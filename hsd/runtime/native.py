@@ -1,8 +1,9 @@
 """Steps of our own in C++ on a CPU: the folder `cpp`, compiled once per machine, for every model it can compute.
 
 torch's kernels for one or a few rows read weights at less than half the speed that the memory has (`docs/log.md`). The
-library reads each weight once for up to 16 new tokens, in place and unpacked. So it needs no copy of a model and no
-compilation per model, and a pass over five tokens costs little more than one over one.
+library reads each weight once for up to 16 new tokens, in place. So it needs no compilation per model and, but for
+small ones where there is no matrix unit, no copy, and with that unit a pass over five tokens costs little more than one
+over one.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ NAME = "native"
 
 _DIGEST = 16  # bytes of a checksum behind the library
 _WIDEST_HEAD = 512
+_TURNED = 64 << 20  # bytes of weights that are held a second time, turned, where there is no matrix unit
 _MOST_THREADS = 64
 _P, _I, _F, _D = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float, ctypes.c_double
 _FUNCTIONS: dict[str, tuple[Any, ...]] = {  # result, arguments
@@ -231,16 +233,25 @@ def described(model: LeanModel, tiles: bool, small: bool = False) -> tuple[layou
     weights = model.weights
     layers = (layout.Layer * len(weights.layers))()
     table, bits = None, 0
+    copies: list[Tensor] | None = [] if not tiles and _turns(model) else None
+
+    def whole(weight: Tensor) -> layout.Matrix:
+        if copies is None:
+            return layout.Matrix(whole=weight.data_ptr())
+        copies.append(turned(weight))
+        return layout.Matrix(whole=copies[-1].data_ptr())
+
     for made, layer in zip(layers, weights.layers, strict=True):
         for name in layout.NORMS:
             setattr(made, name, _address(getattr(layer, name)))
         for name in layout.PRODUCTS:
             product = _matrix(getattr(layer, name))
             setattr(made, f"{name}_bias", _address(product.bias))
-            matrix = layout.Matrix(whole=product.weight.data_ptr())
             if small and product.packed:
                 table, bits = product.packed.table, product.packed.bits
                 matrix = layout.Matrix(codes=product.packed.codes.data_ptr(), scales=product.packed.scales.data_ptr())
+            else:
+                matrix = whole(product.weight)
             setattr(made, name, matrix)
     head = _matrix(weights.head)
     parts = {
@@ -253,6 +264,21 @@ def described(model: LeanModel, tiles: bool, small: bool = False) -> tuple[layou
     }
     addresses = {name: _address(tensor) for name, tensor in parts.items()}
     how = {"threads": min(torch.get_num_threads(), _MOST_THREADS), "tiles": int(tiles), "bits": bits}
-    whole = layout.Matrix(whole=head.weight.data_ptr())
-    seen = layout.Model(**sizes(model), **how, eps=model.shape.eps, head=whole, **addresses, layer=layers)
-    return seen, (model.vocab, model.weights, layers)
+    how |= {"turned": int(copies is not None)}
+    last = whole(head.weight)
+    seen = layout.Model(**sizes(model), **how, eps=model.shape.eps, head=last, **addresses, layer=layers)
+    return seen, (model.vocab, model.weights, layers, copies)
+
+
+def _turns(model: LeanModel) -> bool:
+    """Whether the weights of a model are turned where there is no matrix unit: not if they are packed too, because both
+    kinds have to give the same bits, and not those of a large model, of which that would be a second copy."""
+    products = [_matrix(getattr(layer, name)) for layer in model.weights.layers for name in layout.PRODUCTS]
+    held = sum(product.weight.nbytes for product in [*products, _matrix(model.weights.head)])
+    return held <= _TURNED and not any(product.packed for product in products)
+
+
+def turned(weight: Tensor) -> Tensor:
+    """A weight (out, in) as (out / 16, in / 2, 16, 2): pairs of columns of 16 rows side by side."""
+    rows, columns = weight.shape
+    return weight.view(rows // 16, 16, columns // 2, 2).permute(0, 2, 1, 3).contiguous()

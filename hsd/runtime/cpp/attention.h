@@ -19,27 +19,6 @@ constexpr int kAhead = 8;   // positions that are fetched ahead
 
 inline int64_t rounded(int64_t n) { return (n + 15) / 16 * 16; }
 
-// 16 sums of 16 lanes each.
-inline __m512 sums(const __m512* v) {
-  __m512 a[16], b[16];
-  for (int i = 0; i < 8; i++) {
-    const __m512 lo = _mm512_unpacklo_ps(v[2 * i], v[2 * i + 1]), hi = _mm512_unpackhi_ps(v[2 * i], v[2 * i + 1]);
-    a[i] = _mm512_add_ps(lo, hi);  // in every quarter: two lanes of v[2i], v[2i+1] in turn
-  }
-  for (int i = 0; i < 4; i++) {
-    const __m512 lo = _mm512_castpd_ps(_mm512_unpacklo_pd(_mm512_castps_pd(a[2 * i]), _mm512_castps_pd(a[2 * i + 1])));
-    const __m512 hi = _mm512_castpd_ps(_mm512_unpackhi_pd(_mm512_castps_pd(a[2 * i]), _mm512_castps_pd(a[2 * i + 1])));
-    b[i] = _mm512_add_ps(lo, hi);  // in every quarter: one sum of each of v[4i] … v[4i+3]
-  }
-  for (int i = 0; i < 2; i++) {
-    const __m512 lo = _mm512_shuffle_f32x4(b[2 * i], b[2 * i + 1], 0x88),
-                 hi = _mm512_shuffle_f32x4(b[2 * i], b[2 * i + 1], 0xdd);
-    a[i] = _mm512_add_ps(lo, hi);
-  }
-  const __m512 lo = _mm512_shuffle_f32x4(a[0], a[1], 0x88), hi = _mm512_shuffle_f32x4(a[0], a[1], 0xdd);
-  return _mm512_add_ps(lo, hi);
-}
-
 // `Queries` queries times 16 / Queries positions: scores[query * room + position].
 template <int Queries>
 inline void score(const float* const* q, const float* keys, int64_t stride, int64_t some, int64_t size, float* scores,

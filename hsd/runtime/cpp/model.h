@@ -14,7 +14,8 @@ struct Layer {
 };
 struct Model {
   int64_t width, layers, heads, kv_heads, head_dim, inner, vocab, context, threads, tiles;
-  int64_t bits;  // of a weight of a layer that is packed; 0 if none is
+  int64_t turned;  // whether weights, none of them packed, lie as `turned` of `dots.h` takes them
+  int64_t bits;    // of a weight of a layer that is packed; 0 if none is
   double eps;
   Matrix head;
   const bf16 *embedding, *norm, *head_bias;

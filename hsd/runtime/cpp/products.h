@@ -80,31 +80,24 @@ __attribute__((target("amx-tile,amx-bf16"))) inline void tiled(const bf16* const
   if (Count > 3) _tile_stored(3, out[3], pair);
 }
 
-// 16 rows and 64 columns, unpacked to rows `row` numbers apart. Byte j of a row holds columns j (low half) and 32 + j;
-// a code stands for an entry of `table` times the row's scale.
-inline void unpack_4(const uint8_t* codes, const float* scales, __m512 table, bf16* out, int64_t row) {
-  for (int i = 0; i < kRows; i++) {
-    const __m512i two = _mm512_cvtepu8_epi16(_mm256_loadu_si256((const __m256i*)(codes + i * kPack / 2)));
-    // 16 entries twice: a look-up takes 5 bits, of which the fifth is the next code's.
-    const __m512i entries = _mm512_broadcast_i64x4(narrowed(_mm512_mul_ps(table, _mm512_set1_ps(scales[i]))));
-    _mm512_storeu_si512(out + i * row, _mm512_permutexvar_epi16(two, entries));
-    _mm512_storeu_si512(out + i * row + kPack / 2, _mm512_permutexvar_epi16(_mm512_srli_epi16(two, 4), entries));
-  }
+// 64 columns of a row of 4 bits, unpacked. Byte j holds columns j (low half) and 32 + j; a code stands for an entry of
+// `table` times the row's scale.
+inline void unpack_4(const uint8_t* codes, float scale, __m512 table, __m512i* out) {
+  const __m512i two = _mm512_cvtepu8_epi16(_mm256_loadu_si256((const __m256i*)codes));
+  // 16 entries twice: a look-up takes 5 bits, of which the fifth is the next code's.
+  const __m512i entries = _mm512_broadcast_i64x4(narrowed(_mm512_mul_ps(table, _mm512_set1_ps(scale))));
+  out[0] = _mm512_permutexvar_epi16(two, entries);
+  out[1] = _mm512_permutexvar_epi16(_mm512_srli_epi16(two, 4), entries);
 }
 
-// The same for rows of bytes `depth` apart: numbers of which 127 stands for the row's scale, rounded as bitsandbytes
-// does.
-inline void unpack_8(const uint8_t* codes, int64_t depth, const float* scales, bf16* out, int64_t row) {
-  const __m512 least = _mm512_set1_ps(7.874015718698502e-3f);
-  for (int i = 0; i < kRows; i++) {
-    const __m512 scale = _mm512_set1_ps(scales[i]);
-    const auto some = [&](int j) {
-      const __m512i wide = _mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)(codes + i * depth + j)));
-      return _mm512_mul_ps(_mm512_mul_ps(_mm512_cvtepi32_ps(wide), scale), least);
-    };
-    for (int j = 0; j < kPack; j += 32)
-      _mm512_storeu_si512(out + i * row + j, (__m512i)_mm512_cvtne2ps_pbh(some(j + 16), some(j)));
-  }
+// The same for bytes: numbers of which 127 stands for the row's scale, rounded as bitsandbytes does.
+inline void unpack_8(const uint8_t* codes, float scale, __m512i* out) {
+  const __m512 least = _mm512_set1_ps(7.874015718698502e-3f), all = _mm512_set1_ps(scale);
+  const auto some = [&](int j) {
+    const __m512i wide = _mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)(codes + j)));
+    return _mm512_mul_ps(_mm512_mul_ps(_mm512_cvtepi32_ps(wide), all), least);
+  };
+  for (int j = 0; j < 2; j++) out[j] = (__m512i)_mm512_cvtne2ps_pbh(some(32 * j + 16), some(32 * j));
 }
 
 // How a model's weights are packed.
@@ -119,11 +112,23 @@ struct Packing {
     return {nullptr, w.codes + n * depth, w.scales + n};
   }
 
-  void unpack(const Matrix& w, int64_t k, bf16* out, int64_t row) const {
-    if (bits == 4)
-      unpack_4(w.codes + k * kRows / 2, w.scales + k / kPack * kRows, table, out, row);
+  // Row `i` of 16 and columns k to k + 64, half in each register.
+  template <int Bits>
+  void row(const Matrix& w, int64_t i, int64_t k, __m512i* out) const {
+    if (Bits == 4)
+      unpack_4(w.codes + k * kRows / 2 + i * kPack / 2, w.scales[k / kPack * kRows + i], table, out);
     else
-      unpack_8(w.codes + k, depth, w.scales, out, row);
+      unpack_8(w.codes + i * depth + k, w.scales[i], out);
+  }
+
+  // 16 rows of them.
+  void unpack(const Matrix& w, int64_t k, bf16* out) const {
+    __m512i both[2];
+    for (int i = 0; i < kRows; i++, out += kPack) {
+      bits == 4 ? row<4>(w, i, k, both) : row<8>(w, i, k, both);
+      _mm512_storeu_si512(out, both[0]);
+      _mm512_storeu_si512(out + kPack / 2, both[1]);
+    }
   }
 };
 
@@ -135,7 +140,7 @@ __attribute__((target("amx-tile,amx-bf16"))) inline void tiled(const Matrix* w, 
   // Two, since tiles cannot be loaded at once from what was just stored.
   alignas(64) bf16 made[2][Count][kRows * kPack];
   const auto make = [&](int64_t step) {
-    for (int i = 0; i < Count; i++) packing.unpack(w[i], step * kPack, made[step & 1][i], kPack);
+    for (int i = 0; i < Count; i++) packing.unpack(w[i], step * kPack, made[step & 1][i]);
   };
   _tile_zero(0);
   if (Count > 1) _tile_zero(1);
@@ -158,84 +163,24 @@ __attribute__((target("amx-tile,amx-bf16"))) inline void tiled(const Matrix* w, 
   if (Count > 1) _tile_stored(1, out[1], pair);
 }
 
-// Lanes in a group: with tiles 16, or 1 where there is one token; without, no more than there have to be.
-inline int grouped(int lanes, bool tiles) {
-  if (lanes == 1) return 1;
-  if (tiles || lanes > 8) return 16;
-  return lanes > 4 ? 8 : lanes > 2 ? 4 : 2;
-}
+// Pairs of features of one lane that lie side by side in the input: one for a tile; for dot products those of a
+// register.
+constexpr int kBeside = 16;
 
-// Where a pair of features of one lane lies in the input, in pairs: [group of features][lane][pair of the group].
-inline int64_t pair_at(int64_t feature, int64_t lane, int group) {
-  const int64_t wide = 32 / group;
-  return feature / wide * 16 + lane * (16 / group) + feature % wide / 2;
-}
-
-template <int Group>
-inline __m512i handed_out(const bf16* w) {  // 32 / Group columns of a row, to every lane
-  if (Group == 1) return _mm512_loadu_si512(w);
-  if (Group == 2) return _mm512_broadcast_i64x4(_mm256_loadu_si256((const __m256i*)w));
-  if (Group == 4) return _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i*)w));
-  int64_t eight;
-  int32_t four;
-  if (Group == 8) {
-    std::memcpy(&eight, w, 8);
-    return _mm512_set1_epi64(eight);
-  }
-  std::memcpy(&four, w, 4);
-  return _mm512_set1_epi32(four);
-}
-
-// The same sums without a matrix unit. The fewer tokens, the more columns of a row go into one dot product; its parts
-// are added up at the end of the row, so the order of the sums depends on the group.
-template <int Group>
-inline void dotted(const bf16* w, int64_t depth, const bf16* x, float* out) {
-  constexpr int kAtOnce = 8;
-  for (int i = 0; i < kRows; i += kAtOnce) {
-    __m512 sum[kAtOnce];
-    for (int j = 0; j < kAtOnce; j++) sum[j] = _mm512_setzero_ps();
-    for (int64_t k = 0; k < depth; k += 32 / Group) {
-      const __m512bh v = (__m512bh)_mm512_loadu_si512(x + k * Group);
-      for (int j = 0; j < kAtOnce; j++)
-        sum[j] = _mm512_dpbf16_ps(sum[j], (__m512bh)handed_out<Group>(w + (i + j) * depth + k), v);
-    }
-    for (int j = 0; j < kAtOnce; j++) {
-      __m512 s = sum[j];
-      if (Group == 1) {
-        out[i + j] = _mm512_reduce_add_ps(s);
-        continue;
-      }
-      if (Group < 16) s = _mm512_add_ps(s, _mm512_permute_ps(s, 0xb1));
-      if (Group < 8) s = _mm512_add_ps(s, _mm512_permute_ps(s, 0x4e));
-      if (Group < 4) s = _mm512_add_ps(s, _mm512_shuffle_f32x4(s, s, 0xb1));
-      const __mmask16 firsts = Group == 16 ? 0xffff : Group == 8 ? 0x5555 : Group == 4 ? 0x1111 : 0x0101;
-      _mm512_storeu_ps(out + (i + j) * kLanes, _mm512_maskz_compress_ps(firsts, s));
-    }
-  }
-}
-
-inline void dotted(const bf16* w, int64_t depth, const bf16* x, int group, float* out) {
-  switch (group) {
-    case 1:
-      return dotted<1>(w, depth, x, out);
-    case 2:
-      return dotted<2>(w, depth, x, out);
-    case 4:
-      return dotted<4>(w, depth, x, out);
-    case 8:
-      return dotted<8>(w, depth, x, out);
-    default:
-      return dotted<16>(w, depth, x, out);
-  }
+// Where a pair of features of one lane lies in the input, in pairs: [pairs / beside][lane][beside]; without room for
+// other lanes where there is one token.
+inline int64_t pair_at(int64_t feature, int64_t lane, int lanes, int beside) {
+  const int64_t pair = feature / 2;
+  return lanes == 1 ? pair : pair / beside * beside * kLanes + lane * beside + pair % beside;
 }
 
 // Two features of all lanes as what a product takes.
-inline void put_pair(bf16* x, int64_t feature, __m512 even, __m512 odd, int group) {
+inline void put_pair(bf16* x, int64_t feature, __m512 even, __m512 odd, int lanes, int beside) {
   const __m512i lo = _mm512_cvtepu16_epi32(narrowed(even));
   const __m512i both = _mm512_or_si512(lo, _mm512_slli_epi32(_mm512_cvtepu16_epi32(narrowed(odd)), 16));
-  bf16* at = x + 2 * pair_at(feature, 0, group);
-  if (group == 16) return _mm512_storeu_si512(at, both);
-  const __m512i lanes = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
-  const __m512i places = _mm512_mullo_epi32(lanes, _mm512_set1_epi32(16 / group));
-  _mm512_mask_i32scatter_epi32(at, (__mmask16)((1 << group) - 1), places, both, 4);
+  bf16* at = x + 2 * pair_at(feature, 0, lanes, beside);
+  if (beside == 1) return _mm512_storeu_si512(at, both);
+  const __m512i numbers = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+  const __m512i places = _mm512_mullo_epi32(numbers, _mm512_set1_epi32(beside));
+  _mm512_mask_i32scatter_epi32(at, (__mmask16)((1 << lanes) - 1), places, both, 4);
 }

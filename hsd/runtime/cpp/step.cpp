@@ -22,6 +22,7 @@
 #include <cstddef>
 
 #include "attention.h"
+#include "dots.h"
 #include "draw.h"
 #include "model.h"
 
@@ -31,9 +32,8 @@ struct Pass {
   const Model& m;
   int lanes;      // new tokens
   int stride;     // floats of a feature: 1 or 16
-  int group;      // lanes of a group in the input of products
+  int beside;     // pairs of features of a token that lie side by side in the input of products
   int64_t start;  // tokens before them
-  bf16* rows;     // room for 16 unpacked rows, the thread's own
 
   template <int Count>
   void blocks(const Matrix* w, int64_t depth, const bf16* x, float (*out)[kRows * kLanes]) const {
@@ -42,8 +42,10 @@ struct Pass {
       const bf16* rows[Count];
       for (int i = 0; i < Count; i++) rows[i] = w[i].whole;
       tiled<Count>(rows, depth, x, lanes, out);
+    } else if (m.turned) {
+      turned<Count>(w, depth, x, lanes, out);
     } else {
-      for (int i = 0; i < Count; i++) dotted(w[i].whole, depth, x, group, out[i]);
+      for (int i = 0; i < Count; i++) dotted(Whole{w[i].whole, depth}, depth, x, lanes, out[i]);
     }
   }
 
@@ -53,17 +55,14 @@ struct Pass {
 
   template <int Count>
   void packed(const Matrix* w, int64_t depth, const bf16* x, float (*out)[kRows * kLanes]) const {
-    constexpr int kAtOnce = Count > 1 ? 2 : 1;
     const Packing how = packing(depth);
-    for (int i = 0; i < Count; i += kAtOnce) {
-      if (m.tiles) {
-        tiled<kAtOnce>(w + i, how, x, lanes, out + i);
-        continue;
-      }
-      for (int j = i; j < i + kAtOnce; j++) {
-        for (int64_t k = 0; k < depth; k += kPack) how.unpack(w[j], k, rows + k, depth);
-        dotted(rows, depth, x, group, out[j]);
-      }
+    if (m.tiles) {
+      constexpr int kAtOnce = Count > 1 ? 2 : 1;
+      for (int i = 0; i < Count; i += kAtOnce) tiled<kAtOnce>(w + i, how, x, lanes, out + i);
+    } else if (m.bits == 4) {
+      for (int i = 0; i < Count; i++) dotted(Codes<4>{w[i], how}, depth, x, lanes, out[i]);
+    } else {
+      for (int i = 0; i < Count; i++) dotted(Codes<8>{w[i], how}, depth, x, lanes, out[i]);
     }
   }
 
@@ -120,10 +119,9 @@ inline __m512 gated(__m512 gate, __m512 up) {
 // What threads share during a pass, cut out of one piece of memory.
 struct Scratch {
   float *hidden, *qkv, *query, *squares, *scores;
-  bf16 *x, *attended, *inner, *rows;
-  double* usual;    // seconds of a pass by the number of its tokens, 0 if not known
-  int64_t deepest;  // features of the widest input
-  int64_t room;     // floats for a query's scores
+  bf16 *x, *attended, *inner;
+  double* usual;  // seconds of a pass by the number of its tokens, 0 if not known
+  int64_t room;   // floats for a query's scores
   size_t bytes;
 
   Scratch(const Model& m, char* base) {
@@ -144,8 +142,6 @@ struct Scratch {
     x = (bf16*)take(m.width * kLanes, 2);
     attended = (bf16*)take(heads * kLanes, 2);
     inner = (bf16*)take(m.inner * kLanes, 2);
-    deepest = std::max({m.width, m.inner, heads});
-    rows = (bf16*)take(m.bits && !m.tiles ? m.threads * kRows * deepest : 0, 2);
     bytes = at - base;
   }
 };
@@ -156,7 +152,7 @@ struct Residual {
   float *hidden, *squares;
   bf16* x;
   const bf16 *bias, *norm;
-  int group;
+  int lanes, beside;
 
   void many(int64_t n, const float* sums) {
     __m512 scaled[2], square = _mm512_setzero_ps();
@@ -167,7 +163,7 @@ struct Residual {
       _mm512_storeu_ps(hidden + (n + i) * kLanes, y);
       square = _mm512_fmadd_ps(y, y, square);
       scaled[i & 1] = _mm512_mul_ps(y, _mm512_set1_ps(widened(norm[n + i])));
-      if (i & 1) put_pair(x, n + i - 1, scaled[0], scaled[1], group);
+      if (i & 1) put_pair(x, n + i - 1, scaled[0], scaled[1], lanes, beside);
     }
     _mm512_storeu_ps(squares + n / kRows * kLanes, square);
   }
@@ -257,24 +253,21 @@ void attended_by(const Pass& pass, const Scratch& s, int64_t head, int64_t lane,
     std::memcpy(s.attended + head * size, narrow, size * sizeof(bf16));
     return;
   }
-  uint32_t pair;
-  for (int64_t i = 0; i < size; i += 2) {
-    std::memcpy(&pair, narrow + i, 4);
-    std::memcpy(s.attended + 2 * pair_at(head * size + i, lane, pass.group), &pair, 4);
-  }
+  const int64_t run = 2 * pass.beside < 16 ? 2 * pass.beside : 16;  // features of a token that lie side by side
+  for (int64_t i = 0; i < size; i += run)
+    std::memcpy(s.attended + 2 * pair_at(head * size + i, lane, pass.lanes, pass.beside), narrow + i, 2 * run);
 }
 
 void work(Pass pass, const Scratch& s, const int64_t* ids, float* const* cache, int last, float* logits, int t,
           int threads) {
   const Model& m = pass.m;
   const Flushed flushed;
-  pass.rows = s.rows + t * kRows * s.deepest;
   const int lanes = pass.lanes, stride = pass.stride, rows = stride == 1 ? 1 : kRows;
   const int64_t size = m.head_dim, kv = m.kv_heads, row = kv * size, group = m.heads / kv;
   const Share own(m.width, kRows, t, threads);
   if (m.tiles) configure(lanes);
 
-  Residual begun{s.hidden, s.squares, s.x, nullptr, m.layers ? m.layer[0].input_norm : m.norm, pass.group};
+  Residual begun{s.hidden, s.squares, s.x, nullptr, m.layers ? m.layer[0].input_norm : m.norm, lanes, pass.beside};
   for (int64_t n = own.begin; n < own.end; n += kRows) {
     alignas(64) float embedded[kRows * kLanes] = {};
     for (int lane = 0; lane < lanes; lane++)
@@ -333,7 +326,7 @@ void work(Pass pass, const Scratch& s, const int64_t* ids, float* const* cache, 
     }
 #pragma omp barrier
 
-    Residual attended{s.hidden, s.squares, s.x, layer.out_bias, layer.post_norm, pass.group};
+    Residual attended{s.hidden, s.squares, s.x, layer.out_bias, layer.post_norm, lanes, pass.beside};
     pass.product(layer.out, m.heads * size, s.attended, own.begin, own.end,
                  [&](int64_t n, const float* sums) { attended(n, sums, stride); });
 #pragma omp barrier
@@ -347,14 +340,14 @@ void work(Pass pass, const Scratch& s, const int64_t* ids, float* const* cache, 
                           for (int i = 0; i < rows; i++) {
                             made[i & 1] = gated(finished(gate, i, scale, gate_bias, n, stride),
                                                 finished(up, i, scale, up_bias, n, stride));
-                            if (i & 1) put_pair(s.inner, n + i - 1, made[0], made[1], pass.group);
+                            if (i & 1) put_pair(s.inner, n + i - 1, made[0], made[1], lanes, pass.beside);
                           }
                           if (stride == 1) _mm256_storeu_si256((__m256i*)(s.inner + n), narrowed(made[0]));
                         });
 #pragma omp barrier
 
     const bf16* next = at + 1 < m.layers ? m.layer[at + 1].input_norm : m.norm;
-    Residual grown{s.hidden, s.squares, s.x, layer.down_bias, next, pass.group};
+    Residual grown{s.hidden, s.squares, s.x, layer.down_bias, next, lanes, pass.beside};
     pass.product(layer.down, m.inner, s.inner, own.begin, own.end,
                  [&](int64_t n, const float* sums) { grown(n, sums, stride); });
 #pragma omp barrier
@@ -446,7 +439,7 @@ int hsd_step(const Model* m, const int64_t* ids, int lanes, int64_t start, float
              char* scratch) {
   for (int i = 0; i < lanes; i++)
     if (ids[i] < 0 || ids[i] >= m->vocab) return 1;
-  const Pass pass{*m, lanes, lanes == 1 ? 1 : kLanes, grouped(lanes, m->tiles), start, nullptr};
+  const Pass pass{*m, lanes, lanes == 1 ? 1 : kLanes, m->tiles || m->turned ? 1 : kBeside, start};
   const Scratch shared(*m, scratch);
   const int threads = crowd.threads(int(m->threads));
   const double begun = threads > 1 ? now() : 0;

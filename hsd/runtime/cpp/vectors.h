@@ -22,6 +22,27 @@ inline __m512 widened16(const bf16* v) {
 
 inline __m256i narrowed(__m512 v) { return (__m256i)_mm512_cvtneps_pbh(v); }
 
+// 16 sums of 16 lanes each, all added in the same order.
+inline __m512 sums(const __m512* v) {
+  __m512 a[16], b[16];
+  for (int i = 0; i < 8; i++) {
+    const __m512 lo = _mm512_unpacklo_ps(v[2 * i], v[2 * i + 1]), hi = _mm512_unpackhi_ps(v[2 * i], v[2 * i + 1]);
+    a[i] = _mm512_add_ps(lo, hi);  // in every quarter: two lanes of v[2i], v[2i+1] in turn
+  }
+  for (int i = 0; i < 4; i++) {
+    const __m512 lo = _mm512_castpd_ps(_mm512_unpacklo_pd(_mm512_castps_pd(a[2 * i]), _mm512_castps_pd(a[2 * i + 1])));
+    const __m512 hi = _mm512_castpd_ps(_mm512_unpackhi_pd(_mm512_castps_pd(a[2 * i]), _mm512_castps_pd(a[2 * i + 1])));
+    b[i] = _mm512_add_ps(lo, hi);  // in every quarter: one sum of each of v[4i] … v[4i+3]
+  }
+  for (int i = 0; i < 2; i++) {
+    const __m512 lo = _mm512_shuffle_f32x4(b[2 * i], b[2 * i + 1], 0x88),
+                 hi = _mm512_shuffle_f32x4(b[2 * i], b[2 * i + 1], 0xdd);
+    a[i] = _mm512_add_ps(lo, hi);
+  }
+  const __m512 lo = _mm512_shuffle_f32x4(a[0], a[1], 0x88), hi = _mm512_shuffle_f32x4(a[0], a[1], 0xdd);
+  return _mm512_add_ps(lo, hi);
+}
+
 // e to the power of x, within 3e-7 of its value.
 inline __m512 exponential(__m512 x) {
   const __m512 y = _mm512_mul_ps(x, _mm512_set1_ps(1.44269504f));

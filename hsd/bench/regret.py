@@ -92,7 +92,8 @@ def measure(
         if plan == AUTO:
             engine.learn()  # nothing waits to be scored; the decision is as fresh as it is in a chat
         else:
-            # As idle time fits it in a chat, where the reply before this one had the same plan.
+            # What idle time does in a chat, where the reply before this one had the same plan: forecast and rule.
+            engine.planner.decide(plan, temperature, 0)
             engine.planner.stop_rule(Plan.parse(plan), temperature)
         # No seed, as in a chat: above temperature 0 with one, nothing would stop by value.
         reply = engine.generate(text, SamplingParams(temperature=temperature, max_tokens=length, seed=None), plan=plan)

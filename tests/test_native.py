@@ -125,6 +125,15 @@ def test_a_wide_pass_gives_bit_for_bit_what_single_ones_give(shape, root, tiles)
                 assert torch.equal(a, b)
 
 
+def test_turned_weights_have_pairs_of_columns_of_sixteen_rows_side_by_side():
+    weight = torch.arange(35 * 6).view(35, 6)
+    turned = native.turned(weight)
+    assert turned.shape == (2, 3, 16, 2) and turned.is_contiguous()
+    assert all(
+        torch.equal(turned[n // 16, k, n % 16], weight[n, 2 * k : 2 * k + 2]) for n in range(32) for k in range(3)
+    )
+
+
 def packed(shape: str, seed: int = 0, bits: int = 4) -> LeanModel:
     """A model of which all products are there in 4 or 8 bits too."""
     model, some = made(shape, torch.bfloat16, seed), torch.Generator().manual_seed(seed)

@@ -279,6 +279,9 @@ def _turns(model: LeanModel) -> bool:
 
 
 def turned(weight: Tensor) -> Tensor:
-    """A weight (out, in) as (out / 16, in / 2, 16, 2): pairs of columns of 16 rows side by side."""
-    rows, columns = weight.shape
-    return weight.view(rows // 16, 16, columns // 2, 2).permute(0, 2, 1, 3).contiguous()
+    """A weight (out, in) as (out / 16, in / 2, 16, 2): pairs of columns of 16 rows side by side.
+
+    Rows beyond a multiple of 16 are left out: only a head has any, for ids that no text has.
+    """
+    blocks, pairs = weight.shape[0] // 16, weight.shape[1] // 2
+    return weight[: 16 * blocks].view(blocks, 16, pairs, 2).permute(0, 2, 1, 3).contiguous()

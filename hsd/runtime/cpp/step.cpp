@@ -253,7 +253,7 @@ void attended_by(const Pass& pass, const Scratch& s, int64_t head, int64_t lane,
     std::memcpy(s.attended + head * size, narrow, size * sizeof(bf16));
     return;
   }
-  const int64_t run = 2 * pass.beside < 16 ? 2 * pass.beside : 16;  // features of a token that lie side by side
+  const int64_t run = std::min(2 * pass.beside, 16);  // features of a token that lie side by side
   for (int64_t i = 0; i < size; i += run)
     std::memcpy(s.attended + 2 * pair_at(head * size + i, lane, pass.lanes, pass.beside), narrow + i, 2 * run);
 }

@@ -26,8 +26,9 @@ def engine(count: int = 3, noise: float = 0.03, **options) -> hsd.Engine:
 
 
 def learned(one: hsd.Engine, replies: int = 6) -> hsd.Engine:
+    """Blocks are drafted whole: by the times of models of one size and a moment's noise the best is not to draft."""
     for n in range(replies):
-        one.generate(f"hello {n}", LONG, plan="medium:2>big")
+        one.generate(f"hello {n}", LONG, plan="medium:2>big", early_stop=False)
         one.learn()
     return one
 
@@ -107,17 +108,17 @@ def doubting(one: hsd.Engine, plan: str) -> list[int]:
     """Sure numbers, and a share of the time that has been spent: scored replies, before and after a draft goes bad."""
     params = SamplingParams(temperature=1.0, max_tokens=60, banned_ids=(tiny.END,))
     for n in range(10):
-        one.generate(f"hello {n}", params, plan="medium:2>big")
+        one.generate(f"hello {n}", params, plan="medium:2>big", early_stop=False)
         one.learn()
     one.learner.share = 0.0
     counts = [one.stats.scored]
     for n in range(3):
-        one.generate(f"you {n}", params, plan=plan)
+        one.generate(f"you {n}", params, plan=plan, early_stop=False)
         one.learn()
     counts.append(one.stats.scored)
     one._models["small" if ">small" in plan else "tiny"].weights.norm.neg_()
     for n in range(3):
-        one.generate(f"again {n}", params, plan=plan)
+        one.generate(f"again {n}", params, plan=plan, early_stop=False)
         one.learn()
     return [*counts, one.stats.scored]
 

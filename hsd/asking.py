@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from hsd.candidates import uncapped
 from hsd.errors import ConfigError
 from hsd.generation import Request
 from hsd.params import SamplingParams
@@ -74,14 +75,17 @@ def complete(asked: Asked, planner: Planner) -> Request:
     """The request, with everything decided that may not change while the reply is made; `spent` is for the caller."""
     params, length, stop, watch = asked.params, len(asked.prompt), None, None
     plan, forecast = planner.decide(asked.plan, params.temperature, length)
+    fixed, fixed_ms = plan, forecast
+    if asked.plan == "auto":
+        fixed, fixed_ms = planner.fixed(plan, params.temperature, length)
     # A seed promises the same reply for the same plan, and above T = 0 what is drafted moves the coins.
     free = params.greedy or params.seed is None
     if asked.early_stop and free:
-        stop = planner.stop_rule(plan, params.temperature, length)
+        stop = planner.stop_rule(fixed, params.temperature, length)
     if asked.plan == "auto" and free and plan.drafts and forecast is not None:
         watch = Watch(
             planner,
-            plan,
+            fixed,
             forecast,
             stop,
             temperature=params.temperature,
@@ -89,8 +93,10 @@ def complete(asked: Asked, planner: Planner) -> Request:
             max_tokens=params.max_tokens,
             early_stop=asked.early_stop,
         )
-    if stop and asked.plan == "auto":
-        plan = planner.uncapped(plan)
+    if asked.plan == "auto" and stop is None:
+        plan, forecast = fixed, forecast if fixed_ms is None else fixed_ms
+    elif asked.plan == "auto" and fixed_ms is None:
+        plan = uncapped(plan)
     frozen = None if params.seed is None else planner.frozen(plan, params.temperature, length)
     if params.seed is None:
         params = replace(params, seed=secrets.randbits(31))

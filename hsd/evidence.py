@@ -6,7 +6,7 @@ import itertools
 from typing import Any
 
 from hsd import planning
-from hsd.stats import AcceptanceEstimate, Stats, temperature_bucket
+from hsd.stats import AcceptanceEstimate, Positions, Stats, temperature_bucket
 
 Pair = tuple[str, str]
 """(draft, verifier)."""
@@ -28,6 +28,7 @@ class Evidence:
         self._stats = stats
         self._known: dict[str, tuple[int, dict[Pair, AcceptanceEstimate]]] = {}
         self._factors: dict[str, tuple[int, dict[Pair, float]]] = {}
+        self._positions: dict[tuple[str, int], tuple[int, list[Positions]]] = {}
 
     def estimates(self, temperature: float) -> dict[Pair, AcceptanceEstimate]:
         """What scoring measured at this temperature: the token-wise rule's acceptances."""
@@ -57,17 +58,27 @@ class Evidence:
 
         Of a pair whose acceptance has moved, only what was scored since it did.
         """
-        found = self._stats.sequences(self._family, temperature_bucket(temperature), last=last)
+        return [overlaps for overlaps, _ in self.positions(temperature, last)]
+
+    def positions(self, temperature: float, last: int = REPLAYED) -> list[Positions]:
+        """The same, and beside the overlaps of each reply the confidences of its models."""
+        key = temperature_bucket(temperature), last
+        if self._positions.get(key, (-1, []))[0] != self._stats.scored:
+            self._positions[key] = self._stats.scored, self._read(temperature, last)
+        return self._positions[key][1]
+
+    def _read(self, temperature: float, last: int) -> list[Positions]:
+        found = self._stats.positions(self._family, temperature_bucket(temperature), last=last)
         for pair, factor in self.factors(temperature).items():
-            for reply in found:
-                if pair in reply:
-                    reply[pair] = (reply[pair] * factor).clip(max=1.0)
+            for overlaps, _ in found:
+                if pair in overlaps:
+                    overlaps[pair] = (overlaps[pair] * factor).clip(max=1.0)
         moved = {pair: e.positions for pair, e in self.estimates(temperature).items() if e.moved}
         if not moved:
             return found
-        ends = itertools.accumulate(len(next(iter(reply.values()))) for reply in found)
-        kept = (
-            {pair: values for pair, values in reply.items() if end <= moved.get(pair, end)}
-            for reply, end in zip(found, ends, strict=True)
-        )
-        return [reply for reply in kept if reply]
+        ends = itertools.accumulate(len(next(iter(overlaps.values()))) for overlaps, _ in found)
+        kept: list[Positions] = [
+            ({pair: values for pair, values in overlaps.items() if end <= moved.get(pair, end)}, sure)
+            for (overlaps, sure), end in zip(found, ends, strict=True)
+        ]
+        return [reply for reply in kept if reply[0]]

@@ -36,6 +36,8 @@ class Scorable:
         request: what was asked.
         sampler: the reply's own.
         reply_id: its row in the statistics.
+        due: whether a reply was to be scored before anything was known of this one. One that is scored because it was
+            hard or long would make all look harder than they are.
     """
 
     conversation: weakref.ref[Conversation]
@@ -43,6 +45,7 @@ class Scorable:
     request: Request
     sampler: Sampler
     reply_id: int
+    due: bool
 
 
 class Doubts:
@@ -130,11 +133,12 @@ class Learner:
             conversation: whose caches hold it; None if it cannot be scored.
             reply_id: its row in the statistics.
         """
+        due = self._may(made.request.params.temperature)
         self._reply_seconds += reply.stats.seconds
         self._doubts.replied(reply, made)
         if conversation is not None and len(reply.token_ids) > 1:
             tokens = (*made.request.prompt, *reply.token_ids)
-            self._waiting.append(Scorable(weakref.ref(conversation), tokens, made.request, made.sampler, reply_id))
+            self._waiting.append(Scorable(weakref.ref(conversation), tokens, made.request, made.sampler, reply_id, due))
 
     def clear(self) -> None:
         """Forgets what waits."""
@@ -143,14 +147,15 @@ class Learner:
     def run(self, should_stop: Callable[[], bool]) -> bool:
         """Scores what waits, newest first; whether anything was scored. `should_stop` is asked before every pass."""
         scored = False
-        while self._waiting and not should_stop() and self._may(self._waiting[-1]):
-            scored = self._score(self._waiting.pop(), should_stop) or scored
+        while self._waiting and not should_stop():
+            reply = self._waiting.pop()
+            if reply.due and self._may(reply.request.params.temperature):
+                scored = self._score(reply, should_stop) or scored
         return scored
 
-    def _may(self, reply: Scorable) -> bool:
-        """A small share of the replies' time; until the numbers are sure, and once replies contradict them, as much as
-        it takes."""
-        temperature = reply.request.params.temperature
+    def _may(self, temperature: float) -> bool:
+        """Whether a reply may be scored: a small share of the replies' time; until the numbers are sure, and once
+        replies contradict them, as much as it takes."""
         estimates = self._planner.acceptances(temperature).values()
         sure = bool(estimates) and all(e.sure for e in estimates)
         return not sure or self._own_seconds <= self.share * self._reply_seconds or self._doubts.contradict(temperature)
@@ -205,7 +210,8 @@ class Outcomes:
                 )
             )
         for number, plan in list(self._planner.awaited.items()):
-            if plan == made.request.plan or self._planner.uncapped(plan) == made.request.plan:
+            # At whatever thresholds: they differ where nothing stops by value.
+            if plan.names == made.request.plan.names:
                 self._note(number, *_taken(made.rounds[: marks[1]]))
 
     def _note(self, number: int, tokens: int, ms: float) -> None:

@@ -8,19 +8,22 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from hsd import planning
+import numpy as np
+
+from hsd import candidates, planning
+from hsd.candidates import Candidate
 from hsd.errors import ConfigError
 from hsd.evidence import Evidence
-from hsd.planning import Calibration, Decision, Ranked, Replayed, StopRule
+from hsd.planning import Calibration, Decision, Ranked, StopRule
 from hsd.profile import Profile
-from hsd.runtime import MAX_WIDTH, LanguageModel
+from hsd.runtime import LanguageModel
 from hsd.runtime.costs import bucket
-from hsd.stats import SURE_POSITIONS, AcceptanceEstimate, Stats, SwitchRecord, temperature_bucket
-from hsd.types import LOOKUP, Plan, Stage
+from hsd.stats import AcceptanceEstimate, Stats, SwitchRecord, temperature_bucket
+from hsd.types import LOOKUP, Plan
 
 _OLD = 64
 """Replies after which it is made anew even if nothing was scored: step times may have changed."""
@@ -31,17 +34,11 @@ _AWAITED = 8
 _STALE = 8
 """Replies after which a decision is made anew even if nobody was idle."""
 
-_CANDIDATES = 12
-"""Plans of the ranking that are replayed: milliseconds each."""
-
-_WALKED = 6
-"""Scored replies from which on plans are replayed: what few say of runs is better than that there are none."""
-
-_NEAR = 3
-"""Best plans of a replay whose thresholds are varied, twice."""
-
 _CALIBRATED = 200
 """Scored positions from which on drafts stop by value."""
+
+_TURNS = 24
+"""Last replies whose lengths say what a prompt costs a draft."""
 
 _COLUMNS = 8
 """Columns over which the cost of one more is averaged: single widths have steps."""
@@ -72,7 +69,8 @@ class Planner:
         self._calibrations: dict[tuple[str, str, str], Calibration | None] = {}
         self._rules: dict[tuple[str, Plan, int], StopRule] = {}  # as old as the grounds
         self._grounds: dict[tuple[str, int], Ground] = {}
-        self._replayed: dict[str, bool] = {}  # bucket -> whether the last decision rests on a replay
+        self._decode_ms: dict[tuple[str, int], float] = {}  # of the last decision, behind the prompt
+        self._walked: dict[tuple[str, int], dict[Plan, Candidate]] = {}  # what the last decision chose from
         self._scored_at: dict[tuple[str, int], int] = {}
         self.ranking_seconds = 0.0  # what ranking all plans took last
         self.awaited: dict[int, Plan] = {}  # switches between replies whose outcome is not known yet
@@ -128,10 +126,13 @@ class Planner:
         current = self._decisions[key].plan if key in self._decisions else None
         # What few replies say of long blocks and deep stacks is worth little, and being wrong there is dear.
         certain = bool(measured) and all(e.sure for e in measured.values())
-        sequences = self._comparable(temperature)
+        self._grounds[key] = costs, rates, certain
+        self._calibrations.clear()
+        self._rules.clear()
+        scored = candidates.comparable(self.evidence.positions(temperature))
         begun = time.perf_counter()
         # A replay sees for itself how long blocks may be, but not from few replies what a third draft would do.
-        ranked = planning.ranking(costs, rates, 8 if certain or sequences else 4, max_drafts=3 if certain else 2)
+        ranked = planning.ranking(costs, rates, 8 if certain or scored else 4, max_drafts=3 if certain else 2)
         self.ranking_seconds = time.perf_counter() - begun
         held_ms = None if current is None else planning.expected_ms_per_token(current, costs, rates)
         pairs = {(a, b) for r in ranked[:3] for a, b in zip(r.plan.names, r.plan.names[1:], strict=False)}
@@ -140,17 +141,30 @@ class Planner:
         def error(new: Plan, old: Plan) -> float:
             return planning.gain_error(new, old, costs, rates, errors)
 
-        replayed = self._replay(ranked, current, costs, sequences)
-        self._replayed[key[0]] = bool(replayed)
-        if replayed:
-            ranked = [Ranked(plan, done.ms_per_token) for plan, done in replayed.items() if done.ms_per_token]
-            held_ms = None if current is None else replayed[current].ms_per_token
+        def rule(plan: Plan) -> StopRule | None:
+            return self.stop_rule(plan, temperature, context)
+
+        held = [Plan(self.target), *([current] if current else [])]
+        walked = self._walked[key] = candidates.walked(ranked, held, costs, scored, rule)
+        if walked:
+            ranked = [Ranked(plan, one.replayed.ms_per_token or 0.0) for plan, one in walked.items()]
+            if current is not None and current not in walked:
+                # Another cap for the same drafts costs nothing, so it need not pay by a margin.
+                current = next(plan for plan in walked if plan.names == current.names)
+            held_ms = None if current is None else walked[current].replayed.ms_per_token
 
             def error(new: Plan, old: Plan) -> float:
-                return planning.relative_gain(replayed[new], replayed[old])[1]
+                return planning.relative_gain(walked[new].replayed, walked[old].replayed)[1]
 
-        self._grounds[key] = costs, rates, certain
-        decision = planning.choose(ranked, current, current_ms=held_ms, uncertainty=error, sure=sure)
+        reading = self._reading(context)
+        decision = planning.choose(
+            [Ranked(r.plan, r.ms_per_token + reading(r.plan)) for r in ranked],
+            current,
+            current_ms=None if current is None or held_ms is None else held_ms + reading(current),
+            uncertainty=error,
+            sure=sure,
+        )
+        self._decode_ms[key] = decision.forecast_ms - reading(decision.plan)
         if current is not None and decision.plan != current:
             number = self._stats.record_switch(
                 SwitchRecord(
@@ -159,7 +173,7 @@ class Planner:
                     to_plan=str(decision.plan),
                     reason=decision.reason,
                     from_forecast_ms=held_ms,
-                    to_forecast_ms=decision.forecast_ms,
+                    to_forecast_ms=self._decode_ms[key],
                 )
             )
             self.awaited[number] = decision.plan
@@ -168,10 +182,26 @@ class Planner:
         self._decisions[key] = decision
         self._replies_since[key] = 0
         self._scored_at[key] = self._stats.scored
-        self._calibrations.clear()
-        self._rules.clear()
-        self.stop_rule(decision.plan, temperature, context)  # fitted now, not while somebody waits for a first token
+        # Fitted now, not while somebody waits for a first token.
+        self.stop_rule(self.fixed(decision.plan, temperature, context)[0], temperature, context)
         return decision
+
+    def _reading(self, context: int) -> Callable[[Plan], float]:
+        """What the drafts of a plan take to read the new part of a prompt, ms per token of the reply.
+
+        Of a prompt and a reply as long as those of the last replies are at the median. The target reads it for every
+        plan, so that its time decides nothing.
+        """
+        turns = self._stats.turns(self.family, _TURNS)
+        if not turns:
+            return lambda plan: 0.0
+        new, made = (float(np.median(sizes)) for sizes in zip(*turns, strict=True))
+        passes = self.profile.table(context)
+        return lambda plan: candidates.reading_ms(plan, passes, round(new)) / made
+
+    def running(self, temperature: float, context: int = 0) -> list[Plan]:
+        """The plans that the last decision was made between, as they run; none where nothing was replayed."""
+        return list(self._walked.get((temperature_bucket(temperature), bucket(context)), {}))
 
     def ground(self, temperature: float, context: int = 0) -> Ground:
         """What the last decision rested on: costs, acceptances with priors, and whether all of them were sure."""
@@ -201,9 +231,12 @@ class Planner:
         if ground and key in self._rules:
             return self._rules[key]
         if (name, first, above) not in self._calibrations:
-            last = sum((first, above) in reply for reply in self.evidence.sequences(temperature))
-            samples = self._stats.calibrations(self.family, name, first, above, last=last) if last else []
-            self._calibrations[name, first, above] = planning.fit(samples)
+            known = self.evidence.positions(temperature)
+            self._calibrations[name, first, above] = planning.fit(
+                (sure[first], overlaps[first, above])
+                for overlaps, sure in known
+                if first in sure and (first, above) in overlaps
+            )
         calibration = self._calibrations[name, first, above]
         if calibration is None or calibration.positions < _CALIBRATED:
             return None
@@ -215,13 +248,6 @@ class Planner:
         if ground:
             self._rules[key] = rule
         return rule
-
-    def uncapped(self, plan: Plan) -> Plan:
-        """The plan with room for its first level to go on where it is sure: the stop rule ends most blocks earlier."""
-        if not plan.drafts:
-            return plan
-        first, *rest = plan.drafts
-        return Plan(plan.target, (Stage(first.name, min(2 * first.threshold + 2, MAX_WIDTH - 1)), *rest))
 
     def decide(self, plan: str | Plan, temperature: float, context: int) -> tuple[Plan, float | None]:
         """The plan to run, decided here for "auto" and checked otherwise, and its forecast in ms per token.
@@ -235,7 +261,13 @@ class Planner:
         if not self._models[self.target].cuttable:
             return Plan(self.target), None
         decision = self.plan_for(temperature, context)
-        return decision.plan, decision.forecast_ms
+        return decision.plan, self._decode_ms[temperature_bucket(temperature), bucket(context)]
+
+    def fixed(self, plan: Plan, temperature: float, context: int) -> tuple[Plan, float | None]:
+        """The plan of `decide` at thresholds for a reply in which nothing stops by value, and the forecast of that in
+        ms per token; itself, and none, where nothing was replayed."""
+        known = self._walked.get((temperature_bucket(temperature), bucket(context)), {}).get(plan)
+        return (known.fixed, known.fixed_ms) if known else (plan, None)
 
     def checked(self, plan: str | Plan) -> Plan:
         """A plan that somebody asks for, if this family can run it.
@@ -263,55 +295,15 @@ class Planner:
             )
         return chosen
 
-    def _comparable(self, temperature: float) -> list[dict[tuple[str, str], Any]]:
-        """Scored replies that plans may be replayed on; none while they are too few to compare plans reply by reply."""
-        sequences = self.evidence.sequences(temperature)
-        # On the same replies for all plans, if possible: where a draft was replaced, older ones know nothing of it.
-        most = max(map(len, sequences), default=0)
-        complete = [reply for reply in sequences if len(reply) == most]
-        sequences = complete if len(complete) >= _WALKED else sequences
-        positions = sum(len(next(iter(reply.values()))) for reply in sequences)
-        return sequences if len(sequences) >= _WALKED or positions >= SURE_POSITIONS else []
-
-    def _replay(
-        self,
-        ranked: Sequence[Ranked],
-        current: Plan | None,
-        costs: Mapping[str, Sequence[float]],
-        sequences: Sequence[dict[tuple[str, str], Any]],
-    ) -> dict[Plan, Replayed]:
-        """The best candidates walked over the last replies' own positions: acceptance comes in runs, averages hide it.
-
-        Then the best of them with other thresholds: the formula likes blocks longer than runs are. Empty where there is
-        nothing to walk over, or where some candidate cannot be replayed.
-        """
-        if not sequences:
-            return {}
-        done: dict[Plan, Replayed] = {}
-
-        def walk(plans: Iterable[Plan]) -> bool:
-            new = [plan for plan in dict.fromkeys(plans) if plan not in done]
-            done.update(zip(new, planning.replay(new, costs, sequences, ends=True), strict=True))
-            return all(done[plan].ms_per_token for plan in new)
-
-        held = [current] if current else []
-        if not walk([*(r.plan for r in ranked[:_CANDIDATES]), Plan(self.target), *held]):
-            return {}
-        for _ in range(2):
-            best = sorted(done, key=lambda plan: done[plan].ms_per_token or 0.0)[:_NEAR]
-            walk(near for plan in best for near in planning.neighbours(plan, MAX_WIDTH - 1))
-        chains: dict[tuple[str, ...], Plan] = {}  # at their best thresholds
-        for plan in sorted(done, key=lambda plan: done[plan].ms_per_token or 0.0):
-            chains.setdefault(plan.names, plan)
-        return {plan: done[plan] for plan in dict.fromkeys([*chains.values(), *held])}
-
     def forecast(self, plan: Plan, temperature: float, context: int = 0) -> float | None:
         """Expected ms per token of a plan; None where its costs or a pair of it were never measured."""
         if not self.profile.measured:
             return None
-        rates = self.evidence.rates(temperature)
+        # Pricing everything that happens around passes anew takes milliseconds, and somebody waits for a first token.
+        ground = self._grounds.get((temperature_bucket(temperature), bucket(context)))
+        costs = ground[0] if ground else self.profile.costs(temperature == 0, context)
         try:
-            return planning.expected_ms_per_token(plan, self.profile.costs(temperature == 0, context), rates)
+            return planning.expected_ms_per_token(plan, costs, self.evidence.rates(temperature))
         except ConfigError:
             return None
 
@@ -332,7 +324,7 @@ class Planner:
             "block_factors": {">".join(pair): round(f, 4) for pair, f in self.evidence.factors(temperature).items()},
             "guessed": {f"{d}>{v}": rate for (d, v), rate in sorted(rates.items()) if (d, v) not in known},
             "certain": certain,
-            "compared_by": "replay" if self._replayed.get(temperature_bucket(temperature)) else "formula",
+            "compared_by": "replay" if self._walked[temperature_bucket(temperature), bucket(0)] else "formula",
             "plan": str(decision.plan),
             "reason": decision.reason,
             "sure": decision.sure,

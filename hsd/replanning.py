@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from hsd import planning
+from hsd.candidates import uncapped
 from hsd.levels import Round
 from hsd.planning import Ranked, StopRule
 from hsd.types import LOOKUP, Plan
@@ -170,5 +171,5 @@ class Watch:
         stop = self._planner.stop_rule(plan, self._temperature, self._context) if self._early_stop else None
         kept = self._now.rounds[-WINDOW:] if same else []
         self._now = _State(plan, stop, to_ms, self._tokens, kept, len(kept), len(kept))
-        run = self._planner.uncapped(plan) if stop else plan
+        run = uncapped(plan) if stop else plan
         return replace(Switch(before, plan, reason, from_ms, to_ms, self._tokens, stop), plan=run)

@@ -163,12 +163,36 @@ def test_a_moment_when_something_else_ran_counts_three_times_at_most():
     assert regret.figures(runs(auto=1.0, slow=500.0))["auto_ms"] == pytest.approx((7 + 3) / 8)
 
 
+def test_the_best_of_either_kind_run_on(tmp_path):
+    """What 80 replies cannot tell apart is measured longer; what came in last in both kinds is not."""
+    plans = ["t", *(f"a:{n}>t" for n in range(1, 9)), *(f"a:{n}>b:{n}>t" for n in range(1, 9))]
+    asked: list[tuple[str, ...]] = []
+
+    def work(category, text, plans, turn):
+        asked.append(tuple(plans))
+        shared = {"category": category, "prompt": text, "tokens": 10, "ran": "a:1>t"}
+        ms = {plan: 10.0 + hsd.Plan.parse(plan).thresholds[0] if ">" in plan else 30.0 for plan in plans}
+        return [{**shared, "plan": plan, "ms": ms.get(plan, 12.0)} for plan in (*plans, "auto")]
+
+    prompts = [("command", "one"), ("talk", "two")]
+    rows = regret.contest(Journal(tmp_path, "regret"), "T=0", prompts, plans, work, 4)
+    last = ("t", *(f"a:{n}>t" for n in range(1, 5)), *(f"a:{n}>b:{n}>t" for n in range(1, 5)))
+    assert asked == [tuple(plans)] * 4 + [last] * 8
+    found = regret.figures(rows)
+    assert found["candidates"] == len(plans) and found["replies_a_plan"] == {"first": 4, "finalists": 12}
+    assert len(found["all_ms"]) == len(plans) + 1 and {half["best"] for half in found["halves"]} <= {
+        "a:1>t",
+        "a:1>b:1>t",
+    }
+    assert regret.contest(Journal(tmp_path, "regret"), "T=0", prompts, plans, work, 4) == rows and len(asked) == 12
+
+
 def test_a_regret_run_on_tiny_models():
     one = hsd.Engine.from_models(tiny.related(count=2, noise=0.03), tiny.ByteTokenizer())
     one.planner.profile.measure()
     plans = regret.candidates(one, 0.0, quick=True)
     assert plans[0] == "big" and {hsd.Plan.parse(p).names[0] for p in plans[1:]} == {"lookup", "medium"}
-    rows = [{**row, "half": half} for half in (0, 1) for row in regret.measure(one, 0.0, "talk", "hi", plans, 12, half)]
+    rows = [{**row, "half": half} for half in (0, 1) for row in regret.measure(one, 0.0, 12, "talk", "hi", plans, half)]
     found = regret.figures(rows)
     assert found["replies"] == 2 * (len(plans) + 1) and found["auto_ms"] > 0
     assert one.stats.summary()["rows"]["scores"] > 0, "auto learns between its replies"

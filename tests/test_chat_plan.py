@@ -219,7 +219,7 @@ def test_a_pinned_plan_is_stored_with_its_conversation_and_run(session: Session)
     until(lambda: session.live(first.conversation_id) is None)
     assert session.snapshot(first.conversation_id).messages[-1].stats["plan"] == "small:2>big"
     html = ui.top(session.engine, session.engine.known, "small:2>big", TONES)
-    assert "Set by hand" in html and "small drafts 2 tokens" in html
+    assert "Set by hand" in html and "small drafts up to 2 tokens" in html
     assert session.pin_plan(first.conversation_id, "") == "auto"
     assert session.conversation(first.conversation_id).settings["plan"] == "auto"
 
@@ -246,7 +246,7 @@ def test_an_impossible_plan_is_one_sentence_and_stores_nothing(session: Session,
 def test_a_plan_is_told_in_words() -> None:
     assert ui.in_words(hsd.Plan.parse("big")) == "big decodes plainly, one token a pass."
     assert ui.in_words(hsd.Plan.parse("lookup:1>small:4>big")) == (
-        "lookup drafts 1 token, small checks them and goes on until it holds 4, big verifies all in one pass."
+        "lookup drafts up to 1 token, small checks them and goes on until it holds 4, big verifies all in one pass."
     )
 
 

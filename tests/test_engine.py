@@ -12,6 +12,7 @@ import torch
 
 import hsd
 from hsd import Finished, SamplingParams, Started, Tokens
+from hsd.candidates import comparable
 
 GREEDY = SamplingParams(temperature=0, max_tokens=24)
 
@@ -434,7 +435,7 @@ def test_auto_is_plain_decoding_where_no_draft_can_pay():
 
 def test_with_enough_positions_plans_are_compared_by_replay():
     one = engine(noise=0.02)
-    assert one.planner._comparable(1.0) == []
+    assert comparable(one.planner.evidence.positions(1.0)) == []
     for seed in range(6):
         params = SamplingParams(temperature=1.0, seed=seed, max_tokens=120, banned_ids=(tiny.END,))
         one.generate("hello", params, plan="tiny:2>big")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 
 import models as tiny
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 import hsd
-from hsd import SamplingParams
+from hsd import Plan, SamplingParams
 from hsd.explanation import tables
 from hsd.learning import verdicts_of
 from hsd.levels import Round
@@ -44,6 +45,39 @@ def test_the_rule_of_a_pinned_plan_is_fitted_in_idle_time():
         assert pinned in {plan for _, plan, _ in known}
         one.generate(f"now {turn}", LONG, plan=pinned)
         assert one.planner._rules == known
+
+
+def test_a_pinned_plan_is_priced_by_the_costs_of_the_last_decision():
+    """Those that a reply has changed take milliseconds to put together, while somebody waits for a first token."""
+    one = learned(engine())
+    one.planner.choose(LONG.temperature)
+    before = one.planner.decide("small:3>big", LONG.temperature, 10)
+    one.generate("more", LONG, plan="small:3>big")
+    assert not one.planner.profile._widths
+    assert one.planner.decide("small:3>big", LONG.temperature, 10) == before and before[1] > 0
+    assert not one.planner.profile._widths, "nothing was put together"
+    one.learn()
+    assert one.planner.decide("small:3>big", LONG.temperature, 10) != before
+
+
+def test_what_a_decision_names_is_what_runs_and_another_cap_is_no_switch(monkeypatch):
+    """Before there is anything to replay the formula's thresholds are doubled; then the cap is found by replay."""
+    one, params = engine(noise=0.02), SamplingParams(temperature=0, max_tokens=60, banned_ids=(tiny.END,))
+    dear = {"small": [0.05] * 16, "medium": [0.06] * 16, "big": [2.0 + 0.1 * w for w in range(1, 17)]}
+    monkeypatch.setattr(one.planner.profile, "costs", lambda greedy, context=0: {"lookup": [9.0], **dear})
+    decided, ran = [], []
+    for n in range(12):
+        decided.append(one.planner.plan_for(0.0).plan)
+        ran.append(Plan.parse(one.generate(f"hello {n}", params).stats.plan))
+        one.learn()
+    assert one.planner.report(0.0)["compared_by"] == "replay"
+    assert ran[-3:] == decided[-3:] and ran[-1].drafts
+    (key, decision), before = next(iter(one.planner._decisions.items())), one.stats.summary()["switches"]
+    first, *rest = decision.plan.drafts
+    other = Plan(decision.plan.target, (replace(first, threshold=first.threshold % 15 + 1), *rest))
+    one.planner._decisions[key] = replace(decision, plan=other)
+    assert one.planner.choose(0.0).plan == decision.plan != other
+    assert one.stats.summary()["switches"] == before
 
 
 # --- change
@@ -130,6 +164,26 @@ def test_verdicts_that_contradict_the_numbers_have_replies_scored_at_once(plan: 
     assert before == calm, "nothing to doubt, nothing left to spend"
     assert after > calm
     assert any(e.moved for e in one.planner.acceptances(1.0).values())
+
+
+def test_a_reply_is_not_scored_for_being_hard():
+    """The one that raises the doubt says nothing of how often drafts are accepted in general; the next one does."""
+    one = engine(count=4, noise=0.005)
+    params = SamplingParams(temperature=1.0, max_tokens=60, banned_ids=(tiny.END,))
+    for n in range(10):
+        one.generate(f"hello {n}", params, plan="tiny:3>big", early_stop=False)
+        one.learn()
+    one.learner.share = 0.0
+    one._models["tiny"].weights.norm.neg_()
+    counts = [one.stats.scored]
+    while counts[-1] == counts[0] and len(counts) < 6:
+        one.generate("again", params, plan="tiny:3>big", early_stop=False)
+        doubted = one.learner._doubts.contradict(1.0)
+        one.learn()
+        counts.append(one.stats.scored)
+        if len(counts) == 2:
+            assert doubted and counts[1] == counts[0], "it says that something is wrong, and is not taken for all"
+    assert len(counts) == 3
 
 
 def test_refusals_below_the_target_are_counted_as_few_as_there_can_have_been():

@@ -9,6 +9,7 @@ import pytest
 
 from hsd import Plan, planning
 from hsd.errors import ConfigError
+from hsd.planning import Calibration, StopRule
 from hsd.planning.replay import DEPENDENCE, PIECE
 
 COSTS = {
@@ -25,6 +26,7 @@ RATES = {
     ("A", "big"): 0.72,
     ("B", "big"): 0.82,
 }
+RULE = StopRule(Calibration((0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.99), 0.8, 900), 6.0, 1.4)
 PLANS = ["big", "A:4>big", "lookup:2>B:5>big", "A:3>B:4>big", "lookup:2>A:2>B:5>big"]
 
 
@@ -40,9 +42,17 @@ class Walk:
     """One reply, decoded by a plan: tokens carry how they came about, one level back, and what comes of them above."""
 
     def __init__(
-        self, plan: Plan, reply: dict, dependence: float, rng: random.Random, costs: dict = COSTS, ends: bool = False
+        self,
+        plan: Plan,
+        reply: dict,
+        dependence: float,
+        rng: random.Random,
+        costs: dict = COSTS,
+        ends: bool = False,
+        sure: dict | None = None,
     ) -> None:
         self.names, self.thresholds, self.rng, self.costs, self.ends = plan.names, plan.thresholds, rng, costs, ends
+        self.sure = (sure or {}).get(plan.names[0])
         self.reply = {pair: np.nan_to_num(array).tolist() for pair, array in reply.items()}
         self.nothing = {pair: np.isnan(array).tolist() for pair, array in reply.items()}
         self.dependence, self.length = dependence, len(next(iter(reply.values())))
@@ -70,10 +80,14 @@ class Walk:
         costs, most = self.costs[self.names[level]], self.thresholds[level]
         kinds: list[str] = []
         fates: list[bool] = []
-        ms = 0.0
+        ms, chance = 0.0, 1.0
         if level == 0 and self.nothing[self.names[0], self.names[1]][at % self.length]:
             return [], [], most * costs[0]
         while len(kinds) < most and not (kinds and self.finished(at, fates)):
+            if level == 0 and self.sure is not None:
+                if not RULE.pays(chance):
+                    break
+                chance *= RULE.calibration.chance(self.sure[(at + len(kinds)) % self.length])
             more, spent = (["first"], costs[0]) if level == 0 else self.round(level, at + len(kinds))
             for kind in more:
                 fates.append(self.rng.random() < self.rate(level, kind, at + len(kinds)))
@@ -96,23 +110,32 @@ class Walk:
         return total, at
 
 
-def simulated(plan: str, reply: dict, dependence: float, count: int, ends: bool) -> tuple[float, float]:
-    walk = Walk(Plan.parse(plan), reply, dependence, random.Random(4), ends=ends)
+def simulated(
+    plan: str, reply: dict, dependence: float, count: int, ends: bool, sure: dict | None = None
+) -> tuple[float, float]:
+    walk = Walk(Plan.parse(plan), reply, dependence, random.Random(4), ends=ends, sure=sure)
     samples = [walk.reply_cost() for _ in range(count)]
     tokens = sum(t for _, t in samples)
     mean = sum(ms for ms, _ in samples) / tokens
     return mean, sum((ms - mean * t) ** 2 for ms, t in samples) ** 0.5 / tokens
 
 
-def check_against_simulation(replies: int, count: int, ends: bool) -> None:
+def check_against_simulation(replies: int, count: int, ends: bool, by_value: bool = False) -> None:
     rng = np.random.default_rng(6)
     off = []
     for number in range(replies):
         reply = runs(rng, int(rng.integers(1, 20 if ends else 120)))
-        for plan in PLANS[1:]:
-            dependence = (0.0, 0.3, 1.0)[number % 3]
-            want = planning.replay([plan], COSTS, [reply], dependence, ends=ends)[0].ms_per_token
-            mean, error = simulated(plan, reply, dependence, count, ends)
+        for plan in ("A:9>big", "A:7>B:4>big", "A:2>B:5>big", "B:12>big") if by_value else PLANS[1:]:
+            dependence, rules, sure = (0.0, 0.3, 1.0)[number % 3], None, None
+            if by_value:
+                rules, sure = (
+                    {Plan.parse(plan): RULE},
+                    {name: rng.random(len(reply["A", "big"])) ** 0.1 for name in "AB"},
+                )
+            want = planning.replay(
+                [plan], COSTS, [reply], dependence, ends=ends, rules=rules, confidences=[sure or {}]
+            )[0].ms_per_token
+            mean, error = simulated(plan, reply, dependence, count, ends, sure)
             off.append(abs(want - mean) / max(error, 1e-9 * mean))
     assert sum(d > 3 for d in off) <= max(1, len(off) // 60)
     assert max(off) < 4.5
@@ -123,10 +146,36 @@ def test_agrees_with_a_walk_coin_by_coin(ends: bool):
     check_against_simulation(6 if ends else 3, 250, ends)
 
 
-@pytest.mark.full
 @pytest.mark.parametrize("ends", [False, True])
-def test_agrees_with_a_walk_coin_by_coin_on_many_replies(ends: bool):
-    check_against_simulation(45, 1500, ends)
+def test_agrees_with_a_walk_that_stops_by_value(ends: bool):
+    check_against_simulation(6 if ends else 3, 250, ends, by_value=True)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("by_value", [False, True])
+@pytest.mark.parametrize("ends", [False, True])
+def test_agrees_with_a_walk_coin_by_coin_on_many_replies(ends: bool, by_value: bool):
+    check_against_simulation(45, 1500, ends, by_value)
+
+
+def test_a_rule_without_confidences_goes_by_the_mean():
+    reply = {("A", "big"): np.full(40, 0.8)}
+    plan = Plan.parse("A:9>big")
+    # 0.8 · 6 ms > 1.4 ms while what is held survives with 0.29 or more: six tokens.
+    stopping = planning.replay([plan], COSTS, [reply], rules={plan: RULE})[0]
+    assert stopping.ms_per_token == pytest.approx(planning.expected_ms_per_token("A:6>big", COSTS, reply_rates(0.8)))
+    odd = planning.replay([plan], COSTS, [reply], rules={plan: RULE}, confidences=[{"A": np.ones(7)}])[0]
+    assert odd == stopping, "confidences of another length are none"
+
+
+def test_a_rule_that_never_pays_leaves_plain_decoding():
+    plan, dear = Plan.parse("A:9>big"), StopRule(RULE.calibration, 1.0, 5.0)
+    found = planning.replay([plan], COSTS, [{("A", "big"): np.full(9, 0.8)}], rules={plan: dear})[0]
+    assert found.ms_per_token == pytest.approx(COSTS["big"][0]) and found.tokens_per_round == pytest.approx(1)
+
+
+def reply_rates(rate: float) -> dict[tuple[str, str], float]:
+    return {("A", "big"): rate}
 
 
 def test_no_level_drafts_behind_the_end_of_a_reply():

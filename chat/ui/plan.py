@@ -166,7 +166,7 @@ def in_words(plan: hsd.Plan) -> str:
     if not plan.drafts:
         return f"{plan.target} decodes plainly, one token a pass."
     first, *others = plan.drafts
-    parts = [f"{first.name} drafts {plural(first.threshold, 'token')}"]
+    parts = [f"{first.name} drafts up to {plural(first.threshold, 'token')}"]
     parts += [f"{stage.name} checks them and goes on until it holds {stage.threshold}" for stage in others]
     return f"{', '.join(parts)}, {plan.target} verifies all in one pass."
 

@@ -1,15 +1,20 @@
 """What leaving the plan to `auto` costs against knowing the best fixed plan beforehand, and against plain decoding.
 
-Every prompt is decoded twice by every candidate: each chain at its three best-forecast thresholds, plain decoding, and
-`auto`, interleaved in an order drawn anew for every prompt. The best fixed plan is chosen on one half of the runs and
-compared on the other, both ways round: chosen and compared on the same runs, it would be flattered. In the same way the
-best plan with several model drafts is compared with the best that has one.
+Every prompt is decoded twice by every candidate: each chain at its three best-forecast thresholds and at those that are
+best with stopping by value, plain decoding, and `auto`, interleaved in an order drawn anew for every prompt. The best
+fixed plan is chosen on one half of the runs and compared on the other, both ways round: chosen and compared on the same
+runs, it would be flattered. In the same way the best plan with several model drafts is compared with the best that has
+one.
+
+Most plans are out of the question after that; what separates the others is less than 80 replies can show. So the best
+of them run on, with `auto`, on the same prompts.
 """
 
 from __future__ import annotations
 
 import itertools
 import random
+from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +33,16 @@ if TYPE_CHECKING:
 WARM_UP = 10
 """Replies of `auto` before anything is measured, of prompts that are not measured."""
 
+FINALISTS = 4
+"""Best plans with one draft, and with several or a lookup, that run on with `auto` and plain decoding."""
+
+MORE = 6
+"""Further replies of each of those to every prompt, half of them in either half."""
+
 AUTO = "auto"
+
+_CACHES = np.zeros(8_000_000)
+"""More than the processor's caches hold."""
 
 
 def run(ask: BenchRequest) -> dict[str, Any]:
@@ -42,13 +56,8 @@ def run(ask: BenchRequest) -> dict[str, Any]:
             name = f"T={temperature:g}"
             warm_up(engine, temperature, length)
             plans = journal.once(f"{name} plans", partial(candidates, engine, temperature, ask.quick))
-            keys = []
-            for half in (0, 1):
-                for turn, (category, text) in enumerate(_prompts(each)):
-                    keys.append(f"{name} {half} {text}")
-                    work = partial(measure, engine, temperature, category, text, plans, length, 2 * turn + half)
-                    journal.once(keys[-1], work)
-            out[name] = figures([{**row, "half": int(key.split()[1])} for key in keys for row in journal.known[key]])
+            work = partial(measure, engine, temperature, length)
+            out[name] = figures(contest(journal, name, _prompts(each), plans, work, 2 if ask.quick else MORE))
             _tell(ask, name, out[name])
     return out
 
@@ -63,7 +72,7 @@ def warm_up(engine: Engine, temperature: float, length: int) -> None:
 
 
 def candidates(engine: Engine, temperature: float, quick: bool) -> list[str]:
-    """Every chain at its three best-forecast thresholds, plain decoding first."""
+    """Every chain at its three best-forecast thresholds and as `auto` would run it, plain decoding first."""
     planner = engine.planner
     planner.choose(temperature)
     costs, rates, _ = planner.ground(temperature)
@@ -78,11 +87,43 @@ def candidates(engine: Engine, temperature: float, quick: bool) -> list[str]:
             ]
             forecast = {str(p): planning.expected_ms_per_token(p, costs, rates) for p in plans}
             out += sorted(forecast, key=lambda p: forecast[p])[: 1 if quick else 3]
-    return out
+    return list(dict.fromkeys([*out, *map(str, planner.running(temperature))]))
+
+
+def contest(
+    journal: Journal,
+    name: str,
+    prompts: list[tuple[str, str]],
+    plans: list[str],
+    work: Callable[[str, str, list[str], int], list[dict[str, Any]]],
+    more: int,
+) -> list[dict[str, Any]]:
+    """Two runs of all plans and `more` of the best ones; in turn for the first and the second half."""
+    rows: list[dict[str, Any]] = []
+    for run in range(2 + more):
+        if run == 2:
+            plans = finalists(rows, plans)
+        for at, (category, text) in enumerate(prompts):
+            found = journal.once(f"{name} {run} {text}", partial(work, category, text, plans, 1000 * run + at))
+            rows += [{**row, "half": run % 2} for row in found]
+    return rows
+
+
+def finalists(rows: list[dict[str, Any]], plans: list[str]) -> list[str]:
+    """Plain decoding and the best plans of either kind, by what was measured so far; best first within a kind."""
+    kinds: dict[bool, list[str]] = {False: [], True: []}
+    for plan in sorted(plans[1:], key=lambda plan: _ms(rows, plan)):
+        kinds[_drafts(plan) == 1].append(plan)
+    return [plans[0], *kinds[True][:FINALISTS], *kinds[False][:FINALISTS]]
+
+
+def _drafts(plan: str) -> int:
+    """Model drafts of a plan, a lookup beside one counted as one more."""
+    return len(Plan.parse(plan).drafts)
 
 
 def measure(
-    engine: Engine, temperature: float, category: str, text: str, plans: list[str], length: int, turn: int
+    engine: Engine, temperature: float, length: int, category: str, text: str, plans: list[str], turn: int
 ) -> list[dict[str, Any]]:
     """One prompt by every candidate and by `auto`, in a random order."""
     order = random.Random(turn).sample([*plans, AUTO], len(plans) + 1)
@@ -95,6 +136,8 @@ def measure(
             # What idle time does in a chat, where the reply before this one had the same plan: forecast and rule.
             engine.planner.decide(plan, temperature, 0)
             engine.planner.stop_rule(Plan.parse(plan), temperature)
+        # In a chat something else ran before: `auto` has just ranked plans here, and would alone find its weights gone.
+        _CACHES.sum()
         # No seed, as in a chat: above temperature 0 with one, nothing would stop by value.
         reply = engine.generate(text, SamplingParams(temperature=temperature, max_tokens=length, seed=None), plan=plan)
         if plan == AUTO:
@@ -114,8 +157,10 @@ def measure(
 
 def figures(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """Ratios of ms per token, time of the whole reply, first token included; with intervals from resampled prompts."""
-    plans = list(dict.fromkeys(row["plan"] for row in rows))
-    rows = [capped for plan in plans for capped in _capped([row for row in rows if row["plan"] == plan])]
+    every = list(dict.fromkeys(row["plan"] for row in rows))
+    rows = [capped for plan in every for capped in _capped([row for row in rows if row["plan"] == plan])]
+    count = {plan: sum(row["plan"] == plan for row in rows) for plan in every}
+    plans = [plan for plan in every if count[plan] == count[AUTO]]  # those that ran to the end
     plain = next(plan for plan in plans if ">" not in plan and plan != AUTO)
     halves = [[row for row in rows if row["half"] == half] for half in (0, 1)]
     against = []
@@ -140,7 +185,8 @@ def figures(rows: list[dict[str, Any]]) -> dict[str, Any]:
             ran[row["ran"]] = ran.get(row["ran"], 0) + 1
     return {
         "replies": len(rows),
-        "candidates": len(plans) - 1,
+        "candidates": len(every) - 1,
+        "replies_a_plan": {"first": min(count.values()), "finalists": count[AUTO]},
         "plain_ms": _ms(rows, plain),
         "auto_ms": _ms(rows, AUTO),
         "halves": against,
@@ -149,7 +195,7 @@ def figures(rows: list[dict[str, Any]]) -> dict[str, Any]:
         "worst_over_plain": max(ratios.values()),
         "drafts": _several(halves, plans) + _several(halves[::-1], plans),
         "ran": dict(sorted(ran.items(), key=lambda item: -item[1])),
-        "all_ms": dict(sorted(((p, _ms(rows, p)) for p in plans), key=lambda item: item[1])),
+        "all_ms": dict(sorted(((p, _ms(rows, p)) for p in every), key=lambda item: item[1])),
     }
 
 

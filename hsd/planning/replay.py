@@ -13,6 +13,8 @@ Ours, after the limits that Mohri et al. 2025 (arXiv 2510.19705) state. What it 
 - Behind its end a reply begins again; tokens past the end count, as they do in `expected_ms_per_token`.
 - With `ends` there is an end: a level whose tokens will all be kept stops drafting there, and one that has lost the way
   goes on to its threshold. In replies of 25 tokens that is a tenth of the drafting.
+- A plan with a rule stops by value: its first level, at every position, where the rule says so of the confidences that
+  it had in the stored reply, also behind a token that will be refused.
 """
 
 from __future__ import annotations
@@ -24,12 +26,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hsd.errors import ConfigError
+from hsd.planning.blocks import drafted_by_value, first_block, next_block
+from hsd.planning.stopping import StopRule
 from hsd.planning.tables import Costs, Floats, Tables, plan_of, tables
 from hsd.types import LOOKUP, Plan
 
 Sequences = Sequence[Mapping[tuple[str, str], NDArray[np.floating]]]
 """Per reply: (draft, verifier) -> [positions] acceptance at every scored position, equally long within a reply; NaN
 where a lookup had nothing to propose."""
+
+Confidences = Sequence[Mapping[str, NDArray[np.floating]]]
+"""Per reply: model -> [positions] its largest probability at every scored position."""
 
 PIECE, PIECES = 256, 32
 """Positions walked one after the other, and pieces walked side by side: bounds time and memory (a few MB)."""
@@ -70,6 +77,8 @@ def replay(
     dependence: float = DEPENDENCE,
     *,
     ends: bool = False,
+    rules: Mapping[Plan, StopRule] | None = None,
+    confidences: Confidences = (),
 ) -> list[Replayed]:
     """Expected cost of plans over stored replies, in the order of `plans`.
 
@@ -81,6 +90,9 @@ def replay(
             as much as they allow. What a verifier does with a lookup's token is known exactly and used unless it is 0.
         ends: a reply ends where it ended, and no level drafts behind its end: what replies of these lengths would
             have cost. Without it replies go on for ever, as in the exact formula.
+        rules: of plans whose first level stops by value before its threshold.
+        confidences: of every reply of `sequences`, what its models were sure of. Where those of a plan's first level
+            are missing, its rule goes by the mean.
 
     Raises:
         ConfigError: impossible numbers, arrays of unequal length in one reply, a plan's level without costs.
@@ -89,7 +101,9 @@ def replay(
         raise ConfigError(f"dependence={dependence!r} is not between 0 and 1.", f"{DEPENDENCE} is usual.")
     replies = [_checked(i, reply) for i, reply in enumerate(sequences)]
     table = tables(costs, {})
-    return [_replay_one(plan_of(plan), table, replies, dependence, ends) for plan in plans]
+    sure = [dict(known) for known in confidences] if len(confidences) == len(replies) else [{} for _ in replies]
+    cases = ((plan_of(plan), table, replies, sure, dependence, ends) for plan in plans)
+    return [_replay_one(_Case(*case, rule=(rules or {}).get(case[0]))) for case in cases]
 
 
 def relative_gain(one: Replayed, other: Replayed) -> tuple[float, float]:
@@ -131,9 +145,25 @@ class _Case:
     plan: Plan
     table: Tables
     replies: list[dict[tuple[str, str], Floats]]
-    length: Mapping[int, int]  # reply -> scored positions, of the replies that hold the plan's pairs
+    sure: list[dict[str, NDArray[np.floating]]]
     dependence: float
     ends: bool
+    rule: StopRule | None
+
+    @property
+    def length(self) -> dict[int, int]:
+        """Reply -> scored positions, of the replies that hold the plan's pairs."""
+        pairs = list(zip(self.plan.names, self.plan.names[1:], strict=False))
+        usable = (i for i, reply in enumerate(self.replies) if reply and all(pair in reply for pair in pairs))
+        return {i: len(next(iter(self.replies[i].values()))) for i in usable}
+
+    def chances(self, reply: int, length: int) -> Floats:
+        """[positions] chance, by the first level's confidence, that its token is accepted; only with a rule."""
+        assert self.rule is not None
+        known = self.sure[reply].get(self.plan.names[0])
+        if known is None or known.shape != (length,):
+            return np.full(length, self.rule.calibration.mean)
+        return self.rule.calibration.chances(known)
 
 
 def _checked(number: int, reply: Mapping[tuple[str, str], NDArray[np.floating]]) -> dict[tuple[str, str], Floats]:
@@ -149,22 +179,17 @@ def _checked(number: int, reply: Mapping[tuple[str, str], NDArray[np.floating]])
     return {pair: array for pair, array in arrays.items() if array.size}
 
 
-def _replay_one(
-    plan: Plan, table: Tables, replies: list[dict[tuple[str, str], Floats]], dependence: float, ends: bool
-) -> Replayed:
-    target = table.index(plan.target)
+def _replay_one(case: _Case) -> Replayed:
+    plan, table, replies, length = case.plan, case.table, case.replies, case.length
+    target, usable = table.index(plan.target), list(length)
     ms, tokens, rounds = (np.full(len(replies), np.nan) for _ in range(3))
-    pairs = list(zip(plan.names, plan.names[1:], strict=False))
-    usable = [i for i, reply in enumerate(replies) if reply and all(pair in reply for pair in pairs)]
     ms[usable] = tokens[usable] = rounds[usable] = 0.0
-    length = {i: len(next(iter(replies[i].values()))) for i in usable}
-    case = _Case(plan, table, replies, length, dependence, ends)
     if not plan.drafts:
         tokens[usable] = rounds[usable] = [length[i] for i in usable]
         ms[usable] = tokens[usable] * table.width_ms[target, 1]
     else:
         for pieces in _batches(length):
-            found = _walk(case, pieces)
+            found = _walk(case, length, pieces)
             np.add.at(ms, pieces[:, 0], found[0])
             np.add.at(tokens, pieces[:, 0], found[1])
             np.add.at(rounds, pieces[:, 0], found[2])
@@ -190,13 +215,13 @@ def _batches(length: Mapping[int, int]) -> Iterator[NDArray[np.intp]]:
         yield pieces[first : first + PIECES]
 
 
-def _walk(case: _Case, pieces: NDArray[np.intp]) -> tuple[Floats, Floats, Floats]:
+def _walk(case: _Case, length: Mapping[int, int], pieces: NDArray[np.intp]) -> tuple[Floats, Floats, Floats]:
     """[pieces] expected ms, tokens and rounds of the target."""
-    table, replies, length = case.table, case.replies, case.length
+    table, replies = case.table, case.replies
     names, thresholds = case.plan.names, case.plan.thresholds
     rows = [table.index(name) for name in names]
     span = max(min(PIECE, length[i] - at) for i, at in pieces)
-    need = span + 2 * sum(thresholds) + len(names)  # no block, nor what lies under it, reaches further
+    need = span + sum(thresholds)  # no block, nor what lies under it, reaches further
     where = [(i, (at + np.arange(need)) % length[i]) for i, at in pieces]
 
     def stored(draft: str, verifier: str) -> Floats | None:
@@ -212,14 +237,19 @@ def _walk(case: _Case, pieces: NDArray[np.intp]) -> tuple[Floats, Floats, Floats
     rate = np.nan_to_num(proposed, nan=0.0)
     # Tokens to the end of the reply, by position; a reply without an end is never near it.
     left = np.stack([length[i] - at for i, at in where]) if case.ends else np.full(rate.shape, np.iinfo(int).max)
-    block = _first(thresholds[0], float(table.width_ms[rows[0], 1]), rate, np.isnan(proposed), left)
+    most = None
+    if case.rule:
+        chances = np.stack([case.chances(i, length[i])[at] for i, at in where])
+        most = drafted_by_value(case.rule, chances, thresholds[0])
+    step_ms = float(table.width_ms[rows[0], 1])
+    block = first_block(thresholds[0], step_ms, rate, np.isnan(proposed), left, most)
     for i in range(1, len(names) - 1):
         up = accept(names[i], names[i + 1])
         assert up is not None
         exact = names[i - 1] == LOOKUP and case.dependence > 0  # of a one-hot draft the bound is the truth
         across = 1.0 if exact else case.dependence
         kept, redrawn = survival(rate, up, accept(names[i - 1], names[i + 1]), across)
-        block = _next(block, table.width_ms[rows[i]], thresholds[i], up=up, kept=kept, redrawn=redrawn, left=left)
+        block = next_block(block, table.width_ms[rows[i]], thresholds[i], up=up, kept=kept, redrawn=redrawn, left=left)
         rate = up
     emitted = block.emits
     round_ms = block.ms + block.length @ table.width_ms[rows[-1], 1 : block.length.shape[2] + 1]
@@ -232,108 +262,3 @@ def _walk(case: _Case, pieces: NDArray[np.intp]) -> tuple[Floats, Floats, Floats
     counts = np.arange(1.0, emitted.shape[2] + 1)
     tokens = emitted[:, :span] @ counts
     return (visits * round_ms[:, :span]).sum(1), (visits * tokens).sum(1), visits.sum(1)
-
-
-@dataclass(frozen=True, slots=True)
-class _Block:
-    """Blocks that one level hands up, by the position they start at; arrays are [pieces, positions, n].
-
-    length: probability of n tokens. refused: that the level above accepts n and refuses the next.
-    all_kept: that there are n, all are accepted, and one of its own follows. ended: that there are n, all are accepted,
-    and the last one ends the reply. ms: [pieces, positions] expected ms of a block.
-    """
-
-    length: Floats
-    refused: Floats
-    all_kept: Floats
-    ended: Floats
-    ms: Floats
-
-    @property
-    def emits(self) -> Floats:
-        """[pieces, positions, k]: probability that a round on the block emits k + 1 tokens."""
-        out = self.refused + self.all_kept
-        out[:, :, :-1] += self.ended[:, :, 1:]
-        return out
-
-
-def _first(threshold: int, step_ms: float, rate: Floats, nothing: NDArray[np.bool_], left: NDArray[np.int_]) -> _Block:
-    """Blocks of the cheapest level: as long as its threshold, to the end, or empty where it has nothing to propose."""
-    positions = rate.shape[1] - threshold
-    run = np.ones((len(rate), positions, threshold + 1))  # [.., n]: the first n tokens are accepted
-    for n in range(threshold):
-        run[:, :, n + 1] = run[:, :, n] * rate[:, n : n + positions]
-    refused = np.zeros_like(run)
-    refused[:, :, :-1] = run[:, :, :-1] - run[:, :, 1:]
-    length, all_kept, ended = (np.zeros_like(run) for _ in range(3))
-    length[:, :, -1] = 1.0
-    all_kept[:, :, -1] = run[:, :, -1]
-    for n in range(1, threshold + 1):
-        here = left[:, :positions] == n
-        reached = run[here, n]
-        ended[here, n] = reached
-        all_kept[here] = 0.0
-        refused[here, n:] = 0.0
-        length[here, -1] -= reached
-        length[here, n] += reached
-    empty = nothing[:, :positions]
-    length[empty] = all_kept[empty] = np.arange(threshold + 1) == 0
-    refused[empty] = ended[empty] = 0.0
-    drafted = length @ np.arange(threshold + 1.0)
-    drafted[empty] = threshold  # it looked for so many
-    return _Block(length, refused, all_kept, ended, step_ms * drafted)
-
-
-def _next(
-    below: _Block,
-    width_ms: Floats,
-    threshold: int,
-    *,
-    up: Floats,
-    kept: Floats,
-    redrawn: Floats,
-    left: NDArray[np.int_],
-) -> _Block:
-    """Blocks of the next level, made of rounds over blocks from below.
-
-    Args:
-        below: blocks under verification.
-        width_ms: ms of a pass by width.
-        up, kept, redrawn: [pieces, positions] acceptance by the level above of a bonus token, of a token accepted
-            from below, and of one drawn after a rejection.
-        left: [pieces, positions] tokens to the end of the reply.
-    """
-    positions, most = below.length.shape[1] - threshold, below.length.shape[2]
-    reach = below.length.shape[1]
-    emits = below.emits
-    more = np.cumsum(emits[:, :, ::-1], axis=2)[:, :, ::-1] - emits  # a longer round
-    round_ms = below.ms + below.length @ width_ms[1 : most + 1]
-    survives, dies = np.empty_like(emits), np.empty_like(emits)
-    run = np.ones(emits.shape[:2])  # the first k tokens of the round survive
-    for k in range(most):
-        at = slice(k, k + reach)
-        survives[:, :, k] = run * (below.refused[:, :, k] * redrawn[:, at] + below.all_kept[:, :, k] * up[:, at])
-        if k + 1 < most:
-            survives[:, :, k] += run * below.ended[:, :, k + 1] * kept[:, at]
-        dies[:, :, k] = run * (emits[:, :, k] + more[:, :, k] * (1 - kept[:, at])) - survives[:, :, k]
-        run = run * kept[:, at]
-    shape = (emits.shape[0], positions, threshold + most)
-    length, all_kept, refused, ended = (np.zeros(shape) for _ in range(4))
-    ms = np.zeros(shape[:2])
-    length[:, :, 0] = all_kept[:, :, 0] = 1.0
-    for held in range(threshold):
-        at, ends, inner = slice(held, held + positions), slice(held + 1, held + 1 + most), slice(held, held + most)
-        going, alive = length[:, :, held].copy(), all_kept[:, :, held].copy()
-        length[:, :, held] = all_kept[:, :, held] = 0.0
-        if held:
-            done = np.where(left[:, :positions] == held, alive, 0.0)
-            length[:, :, held] = ended[:, :, held] = done
-            going, alive = going - done, alive - done
-        ms += going * round_ms[:, at]
-        length[:, :, ends] += going[:, :, None] * emits[:, at]
-        all_kept[:, :, ends] += alive[:, :, None] * survives[:, at]
-        refused[:, :, inner] += alive[:, :, None] * dies[:, at]
-    for n in range(threshold, shape[2]):  # what reached its threshold at the end of the reply
-        here = left[:, :positions] == n
-        ended[here, n], all_kept[here, n] = all_kept[here, n], 0.0
-    return _Block(length, refused, all_kept, ended, ms)

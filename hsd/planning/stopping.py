@@ -39,6 +39,11 @@ class Calibration:
         """Chance that a token is accepted of which the draft's largest probability was `confidence`."""
         return self.survival[bisect_right(EDGES, confidence)]
 
+    def chances(self, confidences: NDArray[np.floating]) -> NDArray[np.float64]:
+        """The same of an array; what is no number counts as the mean."""
+        found = np.array(self.survival)[np.searchsorted(EDGES, confidences.astype(np.float64), side="right")]
+        return np.where(np.isnan(confidences), self.mean, found)
+
 
 @dataclass(frozen=True, slots=True)
 class StopRule:

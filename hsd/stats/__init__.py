@@ -11,6 +11,7 @@ from hsd.stats.records import (
     SwitchRecord,
     temperature_bucket,
 )
+from hsd.stats.rows import Positions
 from hsd.stats.schema import MIGRATIONS
 from hsd.stats.store import Stats
 
@@ -19,6 +20,7 @@ __all__ = [
     "SURE_POSITIONS",
     "AcceptanceEstimate",
     "CostRecord",
+    "Positions",
     "ReplyRecord",
     "Retention",
     "Stats",

@@ -15,6 +15,9 @@ from hsd.types import LOOKUP
 
 Pair = tuple[str, str]
 
+Positions = tuple[dict[Pair, NDArray[np.float32]], dict[str, NDArray[np.float32]]]
+"""Of one scored reply: overlaps by (draft, verifier) and confidences by model, each `(positions,)`."""
+
 
 def reply_row(record: ReplyRecord, now: float) -> dict[str, Any]:
     """Row of a reply."""

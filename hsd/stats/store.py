@@ -21,7 +21,7 @@ from hsd.stats.costs import cost_rows, latest, table_of
 from hsd.stats.database import Database
 from hsd.stats.estimate import Aggregate, estimates
 from hsd.stats.records import AcceptanceEstimate, CostRecord, ReplyRecord, Retention, SwitchRecord
-from hsd.stats.rows import Pair, checked_overlaps, half_floats, level_rows, plausible, reply_row, switch_row
+from hsd.stats.rows import Pair, Positions, checked_overlaps, half_floats, level_rows, plausible, reply_row, switch_row
 from hsd.stats.schema import TABLES
 from hsd.stats.summary import summarize
 
@@ -153,15 +153,29 @@ class Stats:
 
     def sequences(self, family: str, bucket: str, last: int = 50) -> list[dict[Pair, NDArray[np.float32]]]:
         """Overlaps by position of the last scored replies of a bucket, newest first, for `planning.replay`."""
-        query = """SELECT reply_id, draft, verifier, overlaps FROM positions WHERE reply_id IN (
-            SELECT id FROM replies WHERE family = ? AND bucket = ?
-                AND EXISTS (SELECT 1 FROM positions WHERE reply_id = replies.id) ORDER BY id DESC LIMIT ?)
-            ORDER BY reply_id DESC"""
-        rows: list[tuple[Any, ...]] = self._db.read(lambda db: db.execute(query, [family, bucket, last]).fetchall(), [])
-        replies: dict[int, dict[Pair, NDArray[np.float32]]] = {}
-        for reply_id, draft, verifier, blob in rows:
-            replies.setdefault(reply_id, {})[draft, verifier] = half_floats(blob)
-        return [reply for reply in replies.values() if plausible(reply)]
+        return [overlaps for overlaps, _ in self.positions(family, bucket, last)]
+
+    def positions(self, family: str, bucket: str, last: int = 50) -> list[Positions]:
+        """The same, and beside the overlaps of each reply the confidences of its models."""
+        replies = """reply_id IN (SELECT id FROM replies WHERE family = ? AND bucket = ?
+            AND EXISTS (SELECT 1 FROM positions WHERE reply_id = replies.id) ORDER BY id DESC LIMIT ?)"""
+        queries = (
+            f"SELECT reply_id, draft, verifier, overlaps FROM positions WHERE {replies} ORDER BY reply_id DESC",
+            f"SELECT reply_id, model, confidences FROM confidences WHERE {replies}",
+        )
+
+        def work(db: sqlite_utils.Database) -> list[list[tuple[Any, ...]]]:
+            return [db.execute(query, [family, bucket, last]).fetchall() for query in queries]
+
+        nothing: list[list[tuple[Any, ...]]] = [[], []]
+        overlaps, confidences = self._db.read(work, nothing)
+        found: dict[int, Positions] = {}
+        for reply, draft, verifier, blob in overlaps:
+            found.setdefault(reply, ({}, {}))[0][draft, verifier] = half_floats(blob)
+        for reply, model, blob in confidences:
+            if reply in found:
+                found[reply][1][model] = half_floats(blob)
+        return [reply for reply in found.values() if plausible(reply[0])]
 
     def verdicts(
         self, family: str, bucket: str, last: int = 50
@@ -186,17 +200,12 @@ class Stats:
             found.setdefault((draft, verifier), []).append(([(b, k) for b, k in kept.tolist()], half_floats(overlaps)))
         return found
 
-    def calibrations(
-        self, family: str, bucket: str, draft: str, verifier: str, last: int = 50
-    ) -> list[tuple[NDArray[np.float32], NDArray[np.float32]]]:
-        """A draft's confidences and its overlaps with a verifier on the last scored replies, for `planning.fit`."""
-        query = """SELECT c.confidences, p.overlaps FROM replies r
-            JOIN confidences c ON c.reply_id = r.id AND c.model = ?
-            JOIN positions p ON p.reply_id = r.id AND p.draft = c.model AND p.verifier = ?
-            WHERE r.family = ? AND r.bucket = ? ORDER BY r.id DESC LIMIT ?"""
-        values = [draft, verifier, family, bucket, last]
-        rows: list[tuple[bytes, bytes]] = self._db.read(lambda db: db.execute(query, values).fetchall(), [])
-        return [(half_floats(confidences), half_floats(overlaps)) for confidences, overlaps in rows]
+    def turns(self, family: str, last: int = 50) -> list[tuple[int, int]]:
+        """(tokens of the prompt that had to be read, tokens of the reply) of the last replies, newest first."""
+        query = """SELECT prompt_tokens - reused_tokens, reply_tokens FROM replies WHERE family = ? AND reply_tokens > 0
+            ORDER BY id DESC LIMIT ?"""
+        rows: list[tuple[int, int]] = self._db.read(lambda db: db.execute(query, [family, last]).fetchall(), [])
+        return rows
 
     def record_costs(self, records: Iterable[CostRecord]) -> None:
         """Stores measured times; a newer one replaces that of the same machine, model, context and width.

@@ -71,7 +71,7 @@ class OwnFamilies:
                 "Use letters, digits, '.', '+', '_' and '-', no spaces.",
             )
         models: dict[str, Any] = {}
-        for line in filter(None, map(str.strip, drafts.splitlines())):
+        for line in filter(None, map(str.strip, re.split(r"\r\n?|\n", drafts))):
             _put(models, line, quantization)
         if not target.strip():
             raise hsd.ConfigError("The family has no target.", "Name the model whose words the reply is made of.")

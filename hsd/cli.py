@@ -99,7 +99,8 @@ def _engine(
 
 
 def _print_json(value: Any) -> None:
-    click.echo(json.dumps(value, ensure_ascii=False))
+    # Escaped: where readers split at U+2028 and its like, this must stay one line.
+    click.echo(json.dumps(value))
 
 
 @cli.command()

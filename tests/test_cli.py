@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from steps import prepared
 
+from hsd import cli
+from hsd.builtin.lines import rows
 from hsd.runtime import native
 
 ROOT = Path(__file__).parents[1]
@@ -130,3 +132,16 @@ def test_a_terminal_is_held_until_the_faster_steps_are_there(tmp_path):
         assert done.stdout.strip()
         assert ("finishing the faster steps" in said) == speaks, said
     assert list(tmp_path.glob("compiled/native-*/*.so"))
+
+
+@pytest.mark.parametrize("mark", ["\u2028", "\x85", "\v", "\ud83d"])
+def test_the_line_of_json_is_one_line_whatever_a_reply_holds(mark: str, capsys: pytest.CaptureFixture[str]) -> None:
+    cli._print_json({"text": f"a{mark}b"})
+    (line,) = capsys.readouterr().out.splitlines()
+    assert json.loads(line) == {"text": f"a{mark}b"}
+
+
+def test_a_file_of_json_lines_may_hold_any_text(tmp_path: Path) -> None:
+    told = [{"text": f"a{mark}b"} for mark in ("\u2028", "\x85", "\v")]
+    (tmp_path / "some.jsonl").write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in told))
+    assert [row for _, row in rows(tmp_path / "some.jsonl", {"text"})] == told

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import html
+import itertools
+import re
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
@@ -75,6 +77,16 @@ def seconds(value: float) -> str:
     return f"{int(value // 60)} min {int(value % 60)} s"
 
 
+# What CommonMark ends a line with. `str.splitlines` also splits at U+2028, form feeds and others, which end none.
+_LINE_END = re.compile(r"\r\n?|\n")
+
+
+def _begin_of_line(text: str, number: int) -> int:
+    """Where a line begins in the text, in characters; lines count from 0."""
+    ends = itertools.islice(_LINE_END.finditer(text), number)
+    return max((found.end() for found in ends), default=0)
+
+
 class Growing:
     """Markdown of a text that grows at its end: blocks that are over are rendered once, only the last one again.
 
@@ -95,9 +107,8 @@ class Growing:
         last = begins[-1] if begins else 0
         lines = tokens[last].map if last else None
         if lines:
-            over = sum(len(line) for line in rest.splitlines(keepends=True)[: lines[0]])
             self.settled += _markdown.renderer.render(tokens[:last], _markdown.options, {})
-            self._read += rest[:over]
+            self._read += rest[: _begin_of_line(rest, lines[0])]
         return _markdown.renderer.render(tokens[last:], _markdown.options, {})
 
 

@@ -20,7 +20,7 @@ class Journal:
         self.known: dict[str, Any] = {}
         self._path = None if folder is None else folder / f"{name}.journal"
         if self._path is not None and self._path.exists():
-            for line in self._path.read_text(encoding="utf-8").splitlines():
+            for line in self._path.read_text(encoding="utf-8").split("\n"):
                 try:
                     self.known |= json.loads(line)
                 except ValueError:

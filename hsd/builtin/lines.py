@@ -18,7 +18,8 @@ def rows(path: Path, keys: set[str]) -> list[tuple[str, dict[str, Any]]]:
         HsdError: a line is no JSON, or has other keys.
     """
     found = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    # Not by `splitlines`: JSON may hold U+2028 and its like as they are.
+    for number, line in enumerate(path.read_text(encoding="utf-8").removesuffix("\n").split("\n"), 1):
         where = f"{path.name}:{number}"
         try:
             row = json.loads(line)

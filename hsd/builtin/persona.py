@@ -25,7 +25,7 @@ def parse(text: str) -> Conversation | None:
         return None
     speakers: list[int] = []
     texts: list[str] = []
-    for line in text.splitlines():
+    for line in text.split("\n"):
         match = _SPEAKER.match(line)
         if match is None or not (said := line[match.end() :].strip()):
             continue

@@ -64,7 +64,7 @@ def read_sums() -> list[Conversation]:
 
 def never_trained() -> list[str]:
     """Every held-out question, and the prompts of the benchmark (a copy: the benchmark is no part of training)."""
-    listed = (DATA / "never_asked.txt").read_text(encoding="utf-8").splitlines()
+    listed = (DATA / "never_asked.txt").read_text(encoding="utf-8").removesuffix("\n").split("\n")
     asked = [q.asked for q in read_commands()] + [q.asked for q in read_facts()]
     return [*listed, *asked, *(turns[0].content for turns in (*read_replies(), *read_sums()))]
 

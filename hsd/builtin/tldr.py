@@ -88,7 +88,7 @@ def clean_wish(text: str) -> str:
 def parse_page(text: str, rank: int = 1) -> Page | None:
     """Parse one page; None for pages that only point to another one ("This command is an alias of …")."""
     title = re.match(r"#\s+(.+)", text)
-    quoted = [line[1:].strip() for line in text.splitlines() if line.startswith(">")]
+    quoted = [line[1:].strip() for line in text.split("\n") if line.startswith(">")]
     facts = [line for line in quoted if not re.match(r"(More information|See also|Note|Some subcommands|For )", line)]
     if title is None or not facts or "alias of" in facts[0]:
         return None

@@ -130,6 +130,49 @@ def test_prices_and_variables_are_no_formulas(text: str) -> None:
 
 
 @pytest.mark.parametrize(
+    "text",
+    [
+        "copy ${A}/${B} there",
+        "PATH=${A}:${B}/$(date)/$(id)",
+        '"$A" and "$B", $@/$#',
+        "US$5 and US$10$",
+        "$5, or 6$ for two",
+        "$100k-$200k, $3.50–$4.00",
+        "EUR/$ and USD/$",
+        "^foo$|^bar$",
+        "[from $5](https://a.example/$) on",
+        "costs $5 in `code$`",
+        r"\$5 and 6\$",
+        r"\[1\](https://a.example)",
+        r"\( \) and \[ \]",
+        "$$ is the pid\n\nof $$ it",
+    ],
+)
+def test_a_dollar_that_belongs_to_money_or_a_shell_stays_a_dollar(text: str) -> None:
+    assert 'class="math' not in markdown(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "tex"),
+    [
+        (r"$\$0.60$", r"\$0.60"),
+        (r"$x = 5\$$", r"x = 5\$"),
+        (r"$$\$5$$", r"\$5"),
+        ("设$x$为整数", "x"),
+        ("the $n$th", "n"),
+        ("from $5 to ($x$)", "x"),
+        ("it costs $10, so **$y$**", "y"),
+        (r"$\text{if $k$ is odd}$", r"\text{if $k$ is odd}"),
+        ("| a |\n|---|\n| $z$ |", "z"),
+        ("$2 \\times 3$", "2 \\times 3"),
+    ],
+)
+def test_a_formula_may_hold_a_dollar_or_stand_beside_one(text: str, tex: str) -> None:
+    html = markdown(text)
+    assert f'">{tex}</span>' in html and html.count('class="math') == 1, html
+
+
+@pytest.mark.parametrize(
     ("text", "expected"),
     [
         ("<think>\nhm <b>\n</think>\n\nYes.", ("hm <b>", "Yes.", True)),
@@ -175,6 +218,16 @@ def test_a_reply_is_held_back_for_a_moment_and_one_that_waits_is_not() -> None:
 
 def test_a_page_asks_less_often_where_it_takes_the_models_cores() -> None:
     assert between(INFO) > between(replace(INFO, device="cuda:0")) == between(None)
+
+
+@pytest.mark.parametrize("mark", ["\u2028", "\u2029", "\x85", "\v", "\f", "\x1c", "\r", "\r\n"])
+def test_no_text_is_shown_twice_whatever_separates_its_lines(mark: str) -> None:
+    text = f"# one{mark}two\n\nthree{mark}{mark}four\n\n- five\n\n```\nsix{mark}seven\n```\n\neight"
+    growing, tail = Growing(), ""
+    for end in range(0, len(text) + 1, 3):
+        tail = growing.add(text[:end])
+    tail = growing.add(text)
+    assert growing.settled + tail == markdown(text) and growing.settled
 
 
 def test_text_that_grows_ends_up_as_the_same_markdown() -> None:

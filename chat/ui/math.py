@@ -15,12 +15,22 @@ from markdown_it.rules_block import StateBlock
 from markdown_it.rules_inline import StateInline
 from markdown_it.token import Token
 
-# One dollar is more often a price or a variable of a shell: the formula may not touch a blank on its inside, nor a
-# letter or digit behind it. Lengths are bounded, so that marks without an end cost no more than their number.
-_INLINE = re.compile(
-    r"\\\((?P<a>.{1,999}?)\\\)|\\\[(?P<b>.{1,999}?)\\\]|\$\$(?P<c>.{1,999}?)\$\$|\$(?P<d>(?![\s$])[^$\n]*?[^\s$\\])\$(?![\w$])",
-    re.S,
+# One dollar is more often a price or a variable of a shell. Pandoc's rule: a formula touches no blank on its inside,
+# and no digit follows it. In addition, a letter or digit before the opening dollar makes it a currency (`US$`), and
+# what makes the closing dollar a variable (`$A/$B`, `${A}/${B}`, `$(a)/$(b)`) makes the formula none; `$n$th` is one.
+# Code spans and links take precedence.
+_DOLLARS = re.compile(
+    r"""
+    (?<![0-9A-Za-z_$]) \$ (?![\s$@\#?])
+    (?P<tex> (?: \\(?:text|mbox)\{[^{}\n`]{0,99}\} | \\[^\n] | (?!\]\() [^\\$\n`] ){1,999}? )
+    (?<!\s) \$ (?! [0-9$_{(] | (?!(?:th|st|nd|rd|s)\b) [A-Za-z] )
+    """,
+    re.X,
 )
+# `$5, or 6$` begins with a number, goes on in words and has no sign of TeX.
+_PRICE = re.compile(r"\d[^\\^_={}]*?\s[A-Za-z]{2,}\b[^\\^_={}]*")
+_INLINE = {"\\(": "\\)", "\\[": "\\]", "$$": "$$"}
+_MAX_LENGTH = 1000  # marks without an end cost no more than their number
 _MAX_LINES = 100
 _BLOCKS = {"$$": "$$", "\\[": "\\]"}
 
@@ -35,15 +45,39 @@ def add(markdown: MarkdownIt) -> None:
 
 
 def _inline(state: StateInline, silent: bool) -> bool:
-    if state.src[state.pos] not in "$\\":
+    mark = state.src[state.pos : state.pos + 2]
+    found = _between(state, mark) if mark in _INLINE else _single(state) if mark[:1] == "$" else None
+    if found is None:
         return False
-    found = _INLINE.match(state.src, state.pos, state.posMax)
-    if not found:
-        return False
+    tex, end = found
     if not silent:
-        _push(state, next(text for text in found.groups() if text), display=found["b"] or found["c"])
-    state.pos = found.end()
+        _push(state, tex, display=mark in ("\\[", "$$"))
+    state.pos = end
     return True
+
+
+def _between(state: StateInline, mark: str) -> tuple[str, int] | None:
+    """(TeX, where its closing mark ends) of a formula between marks of two characters."""
+    begin = state.pos + 2
+    end = state.src.find(_INLINE[mark], begin, min(begin + _MAX_LENGTH, state.posMax))
+    if mark == "$$" and state.src[end - 1] == "\\":
+        # An escaped dollar is the last character of the formula.
+        end += 1
+    tex, behind = state.src[begin:end], state.src[end + 2 : end + 3]
+    # `\[1\](address)` is a link that was escaped, `$$` the number of a shell's process.
+    none = behind == "(" if mark == "\\[" else mark == "$$" and re.match(r"[\w$]", behind, re.A)
+    return None if end < begin or not tex.strip() or none else (tex, end + 2)
+
+
+def _single(state: StateInline) -> tuple[str, int] | None:
+    """(TeX, where its closing mark ends) of a formula between single dollars."""
+    found = _DOLLARS.match(state.src, state.pos, state.posMax)
+    if not found:
+        return None
+    bare = re.sub(r"\\.", "", found["tex"])
+    if _PRICE.fullmatch(found["tex"]) or bare.count("{") != bare.count("}"):
+        return None
+    return found["tex"], found.end()
 
 
 def _block(state: StateBlock, start: int, end: int, silent: bool) -> bool:
@@ -53,8 +87,12 @@ def _block(state: StateBlock, start: int, end: int, silent: bool) -> bool:
         return False
     lines = [first[2:]]
     line = start
+    # A blank line ends a paragraph, and a formula that begins beside text; marks that stand alone may hold some.
+    alone = not first[2:].strip()
     while close not in lines[-1]:
         line += 1
+        if line < end and state.isEmpty(line) and not alone:
+            return False
         # Lines further out belong to what is around a list or a quotation.
         if line >= min(end, start + _MAX_LINES) or (state.sCount[line] < state.blkIndent and not state.isEmpty(line)):
             return False

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import secrets
+import sqlite3
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -19,6 +22,22 @@ def new_id(prefix: str = "") -> str:
 def storable(text: str) -> str:
     """A lone surrogate is no text SQLite can hold; it must not lose the rest of a message."""
     return text.encode("utf-8", "replace").decode()
+
+
+class Connection(sqlite3.Connection):
+    """One that takes any text as a value, in whatever statement it comes: see `storable`."""
+
+    def execute(self, sql: str, parameters: Any = ()) -> sqlite3.Cursor:
+        """As that of sqlite3."""
+        if isinstance(parameters, Mapping):
+            parameters = {name: _storable(value) for name, value in parameters.items()}
+        else:
+            parameters = [_storable(value) for value in parameters]
+        return super().execute(sql, parameters)
+
+
+def _storable(value: Any) -> Any:
+    return storable(value) if isinstance(value, str) else value
 
 
 def owner() -> str:

@@ -76,7 +76,7 @@ _VISITORS = ("ALTER TABLE conversations ADD COLUMN visitor TEXT NOT NULL DEFAULT
 _LIST = ("CREATE INDEX conversations_list ON conversations(visitor, pinned DESC, updated DESC) WHERE deleted IS NULL",)
 
 # Append only: a database on somebody's disk has already run the ones above.
-MIGRATIONS: tuple[tuple[str, ...], ...] = (_V1, search.TABLES, _RACES, _PRESETS, _VISITORS, _LIST)
+MIGRATIONS: tuple[tuple[str, ...], ...] = (_V1, search.TABLES, _RACES, _PRESETS, _VISITORS, _LIST, search.FOLDED)
 
 
 @dataclass(frozen=True, slots=True)

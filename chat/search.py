@@ -2,9 +2,37 @@
 
 Three letters in a row are what is indexed, so that any part of a word is found, in any script. `search_rows` gives
 every text a number of its own: rowids of tables without a numeric key may change when SQLite tidies a file up.
+
+What is indexed is the text without its differences of case, accents and width (`folded`), kept beside the number: the
+index forgets a text only by the very letters that it was given.
 """
 
 from __future__ import annotations
+
+import re
+import sqlite3
+import unicodedata
+
+# Accents of European scripts, vowel marks of Hebrew and Arabic, and what has no width: people leave all of them out.
+# Marks of other scripts are letters to those who read them.
+_MARKS = re.compile(
+    "[\u0300-\u036f\u0591-\u05bd\u05bf\u05c1\u05c2\u05c4\u05c5\u05c7\u0640\u064b-\u0652\u0670\u00ad\u200b-\u200f\u2060\ufeff]"
+)
+
+
+def folded(text: str) -> str:
+    """The text as it is compared: `ÄP` as `ap`, `STRASSE` and `Straße` as `strasse`, `ＡＢＣ` as `abc`."""
+    if text.isascii():
+        return text.lower()
+    bare = _MARKS.sub("", unicodedata.normalize("NFKD", text))
+    # The dotless i of Turkish is the small letter of I.
+    return unicodedata.normalize("NFC", bare.casefold().replace("\u0131", "i"))
+
+
+def prepare(connection: sqlite3.Connection) -> None:
+    """Give a connection the function that the triggers call."""
+    connection.create_function("hsd_folded", 1, folded, deterministic=True)
+
 
 _NUMBER = "(SELECT number FROM search_rows WHERE text_id = {id})"
 _ADD = """INSERT INTO search_rows (text_id, conversation_id) VALUES ({id}, {conversation});
@@ -53,16 +81,58 @@ TABLES = (
 )
 
 
+def _folding_triggers(table: str, column: str, conversation: str) -> tuple[str, ...]:
+    take = "INSERT INTO search (search, rowid, text) SELECT 'delete', number, text FROM search_rows WHERE text_id = old.id"
+    add = "INSERT INTO search (rowid, text) SELECT number, text FROM search_rows WHERE text_id = new.id"
+    return (
+        f"""CREATE TRIGGER {table}_searched AFTER INSERT ON {table} BEGIN
+            INSERT INTO search_rows (text_id, conversation_id, text)
+            VALUES (new.id, new.{conversation}, hsd_folded(new.{column}));
+            {add};
+        END""",
+        f"""CREATE TRIGGER {table}_searched_anew AFTER UPDATE OF {column} ON {table}
+            WHEN old.{column} IS NOT new.{column} BEGIN
+            {take};
+            UPDATE search_rows SET text = hsd_folded(new.{column}) WHERE text_id = new.id;
+            {add};
+        END""",
+        f"""CREATE TRIGGER {table}_unsearched BEFORE DELETE ON {table} BEGIN
+            {take};
+            DELETE FROM search_rows WHERE text_id = old.id;
+        END""",
+    )
+
+
+FOLDED = (
+    *(
+        f"DROP TRIGGER {table}_{what}"
+        for table in ("conversations", "messages")
+        for what in ("searched", "searched_anew", "unsearched")
+    ),
+    "DROP TABLE search",
+    "ALTER TABLE search_rows ADD COLUMN text TEXT NOT NULL DEFAULT ''",
+    """UPDATE search_rows SET text = hsd_folded(
+        coalesce((SELECT text FROM searched WHERE searched.number = search_rows.number), ''))""",
+    "DROP VIEW searched",
+    """CREATE VIRTUAL TABLE search USING fts5 (
+        text, content = 'search_rows', content_rowid = 'number', tokenize = 'trigram'
+    )""",
+    "INSERT INTO search (search) VALUES ('rebuild')",
+    *_folding_triggers("conversations", "title", "id"),
+    *_folding_triggers("messages", "text", "conversation_id"),
+)
+
+
 def condition(words: str) -> tuple[str, list[str]]:
     """SQL that holds for a conversation `c` whose title or messages hold every word, and its values."""
     parts, values = [], []
-    for word in words.split():
+    for word in folded(words).split():
         if len(word) >= 3:
             found = "SELECT rowid FROM search WHERE search MATCH ?"
             values.append('"' + word.replace('"', '""').replace("\0", "") + '"')
         else:
             # Too short for the index.
-            found = "SELECT number FROM searched WHERE text LIKE ? ESCAPE '\\'"
-            values.append("%" + word.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_") + "%")
+            found = "SELECT number FROM search_rows WHERE instr(text, ?)"
+            values.append(word)
         parts.append(f"c.id IN (SELECT conversation_id FROM search_rows WHERE number IN ({found}))")
     return " AND ".join(parts) or "1", values

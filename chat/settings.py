@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import hsd
+from chat.disk import storable
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +30,13 @@ class Settings:
     thinking: bool | None = None
     system: str = ""
     plan: str = "auto"
+
+    def __post_init__(self) -> None:
+        # Half an emoji is no text that a tokenizer, or the page, takes.
+        for name in ("system", "plan"):
+            value = getattr(self, name)
+            if isinstance(value, str):
+                object.__setattr__(self, name, storable(value))
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Settings:

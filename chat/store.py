@@ -19,7 +19,7 @@ from typing import Any
 from sqlite_utils import Database
 
 import hsd
-from chat.disk import alive, explain, new_id, owner, storable
+from chat.disk import Connection, alive, explain, new_id, owner
 from chat.records import (
     CONVERSATION_COLUMNS,
     JSON_FIELDS,
@@ -30,7 +30,7 @@ from chat.records import (
     Role,
     State,
 )
-from chat.search import condition
+from chat.search import condition, prepare
 
 BUSY_SECONDS = 5.0
 KEEP_DELETED_SECONDS = 24 * 3600.0
@@ -52,11 +52,12 @@ class Store:
         self._lock = threading.RLock()
         try:
             # Several threads share the connection; the lock above keeps them apart.
-            connection = sqlite3.connect(self.path, timeout=BUSY_SECONDS, check_same_thread=False)
+            connection = sqlite3.connect(self.path, timeout=BUSY_SECONDS, check_same_thread=False, factory=Connection)
         except sqlite3.Error as error:
             raise explain(error, self.path) from error
         try:
             with self._errors():
+                prepare(connection)
                 self.db = Database(connection)
                 self._prepare()
         except hsd.StoreError:
@@ -171,14 +172,14 @@ class Store:
         conversation_id, now = new_id(self._prefix), time.time()
         with self._write() as db:
             db["conversations"].insert(
-                {"id": conversation_id, "title": storable(title), "created": now, "updated": now, "visitor": visitor}
+                {"id": conversation_id, "title": title, "created": now, "updated": now, "visitor": visitor}
             )
         return conversation_id
 
     def rename(self, conversation_id: str, title: str) -> None:
         """Give it another title."""
         with self._write() as db:
-            db.execute("UPDATE conversations SET title = ? WHERE id = ?", [storable(title), conversation_id])
+            db.execute("UPDATE conversations SET title = ? WHERE id = ?", [title, conversation_id])
 
     def show(self, conversation_id: str, leaf_id: str | None) -> None:
         """Make the path that ends in this message the visible one; None shows nothing."""
@@ -319,7 +320,7 @@ class Store:
                 "conversation_id": conversation_id,
                 "parent_id": parent_id,
                 "role": role,
-                "text": storable(text),
+                "text": text,
                 "state": state,
                 "params": None if params is None else json.dumps(params),
                 "owner": owner() if state == "running" else None,
@@ -338,7 +339,6 @@ class Store:
             name: json.dumps(value) if name in JSON_FIELDS and value is not None else value
             for name, value in values.items()
         }
-        columns = {name: storable(value) if isinstance(value, str) else value for name, value in columns.items()}
         columns["updated"] = time.time()
         # A message that was erased meanwhile is no error.
         names = ", ".join(f"{name} = ?" for name in columns)

@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 
 import hsd
+from chat import presets
 from chat import store as store_module
 from chat.records import MIGRATIONS
+from chat.settings import Settings
 from chat.store import Store
 
 
@@ -99,6 +101,47 @@ def test_all_words_are_looked_for_in_any_script_and_any_part_of_a_word(store: St
         assert [c.id for c in store.conversations(words)] == [first], words
     for words in ("berge täler", "山下", "OR", "' OR 1=1 --", "\x00\x00\x00"):
         assert store.conversations(words) == [], words
+
+
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [
+        ("ÄPFEL und Öl", ("äp", "ÄP", "äpfel", "ÖL", "ap", "a\u0308pfel")),
+        ("Die Straße", ("straße", "STRASSE", "strasse", "ß")),
+        ("ΟΔΥΣΣΕΥΣ", ("οδυσσευς", "Οδυσσεύς", "υσ", "ευς")),
+        ("İstanbul, ISPARTA", ("istanbul", "İS", "is", "ısparta", "IS")),
+        ("cafe\u0301 ЁЛКА", ("café", "CAFÉ", "fé", "ёл", "елка")),
+        ("ＡＢＣ ｶﾞｽ", ("abc", "ab", "ガス", "ｶﾞ", "ｂｃ")),
+        ("한국어 문서", ("한국", "\u1112\u1161\u11ab국어", "어")),
+        ("ﬁnal co\u00adoperation", ("final", "fi", "cooperation")),
+    ],
+)
+def test_search_looks_past_case_accents_and_width(store: Store, said: str, words: tuple[str, ...]) -> None:
+    first, *_ = turn(store, said)
+    turn(store, "nothing of it")
+    for word in words:
+        assert [c.id for c in store.conversations(word)] == [first], word
+    assert store.conversations("äz") == [] and store.conversations("ñandú") == []
+
+
+HALF = "\ud83d"
+
+
+def test_half_an_emoji_breaks_nothing_wherever_it_comes_from(store: Store) -> None:
+    conversation, prompt, reply = turn(store, f"half {HALF} of one")
+    store.update(reply, text=f"{HALF} too", error=HALF)
+    store.rename(conversation, f"title {HALF}")
+    assert [c.id for c in store.conversations(f"half {HALF}")] == [conversation]
+    assert store.conversations(f"walrus {HALF}{HALF}{HALF}") == []
+    assert store.conversation(HALF) is None and store.message(HALF) is None and store.path_to(HALF) == []
+    assert store.visitor_of(HALF) is None and store.conversations("", visitor=HALF) == []
+    store.keep_settings(conversation, {"system": HALF})
+    presets.keep(store, f"mine {HALF}", Settings(system=f"be {HALF}"))
+    assert "mine ?" in presets.names(store)
+    kept = presets.apply(store, f"mine {HALF}", Settings())
+    told = [kept.system, Settings.from_dict(store.conversation(conversation).settings).system]
+    told += [c.title for c in store.conversations()] + [m.text for m in store.path_to(reply)]
+    assert all(text.encode() for text in told)
 
 
 def test_the_index_follows_every_change(store: Store) -> None:

@@ -24,7 +24,8 @@
       // Anything that is no UTF-8 is no text to us: half a picture helps no model.
       text = new TextDecoder("utf-8", { fatal: true }).decode(await file.arrayBuffer());
     } catch {
-      return say(`${name} is no text in UTF-8, so it was not added.`);
+      const picture = file.type.startsWith("image/");
+      return say(`${name} is ${picture ? "a picture and " : ""}no text in UTF-8, so it was not added.`);
     }
     if (text.includes("\0")) return say(`${name} is no text, so it was not added.`);
     // A fence that is longer than any in the file.
@@ -36,6 +37,41 @@
     area.dispatchEvent(new Event("input", { bubbles: true }));
     area.focus();
     area.setSelectionRange(area.value.length, area.value.length);
+  };
+  const insert = (text) => {
+    const area = box();
+    if (!area) return;
+    area.setRangeText(text, area.selectionStart, area.selectionEnd, "end");
+    area.dispatchEvent(new Event("input", { bubbles: true }));
+    area.focus();
+  };
+
+  // Spreadsheets and word processors add a picture, or a file, of the text that was copied: then the text is meant.
+  // File managers add the names of the files that were copied: then the files are meant.
+  const written = (data) => {
+    const plain = data.getData("text/plain").replace(/\r\n?/g, "\n");
+    if (plain.trim()) return plain;
+    // Parsed apart from the page: nothing in it is run or fetched.
+    const body = new DOMParser().parseFromString(data.getData("text/html"), "text/html").body;
+    for (const hidden of body.querySelectorAll("script, style, template")) hidden.remove();
+    for (const cell of body.querySelectorAll("td + td, th + th, td + th, th + td")) cell.before("\t");
+    for (const end of body.querySelectorAll("br, p, div, tr, li, h1, h2, h3, h4, h5, h6, pre")) end.after("\n");
+    const text = body.textContent;
+    return text.trim() ? text.replace(/\n{3,}/g, "\n\n").trim() : "";
+  };
+  const lastPart = (line) => {
+    const part = line.trim().replace(/^"(.*)"$/, "$1").split(/[\\/]/).at(-1);
+    try { return decodeURIComponent(part); } catch { return part; }
+  };
+  const namesOf = (text, files) => {
+    // The desktops' own formats begin with what is to be done with the files.
+    const lines = text.split("\n").filter((line) => line.trim() && !/^(x-special\/nautilus-clipboard|copy|cut)$/.test(line.trim()));
+    const names = new Set(files.map((file) => file.name.normalize()));
+    return lines.every((line) => names.has(lastPart(line).normalize()) || names.has(line.trim().normalize()));
+  };
+  const textMeant = (data, files) => {
+    const text = written(data);
+    return text && !(files.length && namesOf(text, files)) ? text : "";
   };
   const addAll = async (files) => { for (const file of files) await add(file); };
 
@@ -59,12 +95,21 @@
     event.stopPropagation();
     depth = 0;
     mark(false);
-    addAll([...event.dataTransfer.files]);
+    const files = [...event.dataTransfer.files];
+    const text = textMeant(event.dataTransfer, files);
+    if (text) insert(text);
+    else addAll(files);
   }, true);
   addEventListener("paste", (event) => {
-    const files = [...(event.clipboardData?.files ?? [])];
+    const data = event.clipboardData;
+    const files = [...(data?.files ?? [])];
     if (event.target !== box() || !files.length) return;
+    const text = textMeant(data, files);
+    // The browser pastes plain text by itself, and can undo that.
+    if (text && data.getData("text/plain").trim()) return event.stopPropagation();
     event.preventDefault();
-    addAll(files);
+    event.stopPropagation();
+    if (text) insert(text);
+    else addAll(files);
   }, true);
 })();

@@ -47,6 +47,10 @@
 
   // Called when a message was stored, or refused: it leaves the box, what was typed since then stays.
   window.hsdSent = (mark) => {
+    if (window.hsdComposing) {
+      addEventListener("compositionend", () => setTimeout(() => window.hsdSent(mark)), { once: true });
+      return;
+    }
     const [area, text] = [box(), sent];
     sent = null;
     if (!mark.startsWith("stored")) begun = false;
@@ -59,9 +63,6 @@
   };
 
   addEventListener("input", (event) => { if (event.target === box()) keep(); });
-  addEventListener("keydown", (event) => {
-    if (event.target === box() && event.key === "Enter" && !event.shiftKey) sending();
-  }, true);
   addEventListener("click", (event) => {
     if (event.target.closest?.("#message .submit-button")) sending();
     // The buttons go when they have been used, and a new chat is begun to write; the keyboard goes to the box.

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import hsd
 from chat.comparing import Comparing
 from chat.own_families import Choice
-from chat.request import Load
+from chat.request import Busy, Load
 
 _ASKING = threading.Lock()
 """Pages ask in threads of their own; two at once would import torch twice over."""
@@ -70,7 +70,7 @@ class Choosing(Comparing):
         if choice is None or self.opener is None:
             raise hsd.ConfigError(f"There is no family '{name}' any more.", "Look at the list again.")
         if self.worker.busy:
-            raise hsd.HsdError("A reply is being written.", "Wait for it, or stop it first.")
+            raise Busy("A reply is being written.", lambda: not self.worker.busy)
         family = choice.family
         self.family, self.title, self.default_plan = family.name, family.title or family.name, "auto"
         self.models = tuple(model.name for model in family.models)

@@ -58,12 +58,21 @@ class EngineLike(Protocol):
 Load = Callable[[Callable[[hsd.LoadProgress], None]], EngineLike]
 
 
+class Busy(hsd.HsdError):
+    """Refused while replies are written; `over` says whether that has ended."""
+
+    def __init__(self, message: str, over: Callable[[], bool]) -> None:
+        super().__init__(message, "Wait for it, or stop it first.")
+        self.over = over
+
+
 @dataclass(slots=True)
 class Request:
     """A reply somebody waits for, and what is there of it so far.
 
-    `begun` is the text of a reply that goes on where it ended, `before` its number of tokens. `visitor`: who asked, for
-    a queue that is fair.
+    `read` gives the messages, and how many turns were left out of them, when the reply begins, in the place of
+    `messages`: the reply before it may not be over when this one is asked for. `begun` is the text of a reply that
+    goes on where it ended, `before` its number of tokens. `visitor`: who asked, for a queue that is fair.
     """
 
     message_id: str
@@ -81,9 +90,12 @@ class Request:
     begun: str = ""
     before: int = 0
     visitor: str = ""
+    read: Callable[[], tuple[Sequence[Mapping[str, Any]], int]] | None = None
 
     def prompt(self, engine: EngineLike) -> Sequence[Mapping[str, Any]]:
-        """What the engine is to read."""
+        """What the engine is to read. Raises StoreError where it cannot be read from the store."""
+        if self.read:
+            self.messages, self.dropped_turns = self.read()
         if not self.begun:
             return self.messages
         begun = begun_ids(engine.tokenizer, self.ids, self.begun)

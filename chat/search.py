@@ -82,7 +82,8 @@ TABLES = (
 
 
 def _folding_triggers(table: str, column: str, conversation: str) -> tuple[str, ...]:
-    take = "INSERT INTO search (search, rowid, text) SELECT 'delete', number, text FROM search_rows WHERE text_id = old.id"
+    take = """INSERT INTO search (search, rowid, text)
+            SELECT 'delete', number, text FROM search_rows WHERE text_id = old.id"""
     add = "INSERT INTO search (rowid, text) SELECT number, text FROM search_rows WHERE text_id = new.id"
     return (
         f"""CREATE TRIGGER {table}_searched AFTER INSERT ON {table} BEGIN

@@ -6,6 +6,7 @@ State lives here and in the store, never in a browser tab: any number of tabs ma
 from __future__ import annotations
 
 import dataclasses
+import functools
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,10 +18,13 @@ from chat.choosing import Choosing
 from chat.library import TEMPORARY
 from chat.prompt import make_title, messages_for_engine, newest_turns
 from chat.records import Conversation, Message, Role
-from chat.request import EngineView, Live, Load, Request
+from chat.request import Busy, EngineView, Live, Load, Request
 from chat.settings import Settings
 from chat.store import Store
 from chat.worker import Worker
+
+MAX_WAITING = 20
+"""Messages of one conversation that may wait behind the reply that is being written."""
 
 LETTERS_PER_TOKEN = 16
 """More than any tokenizer's mean: what is cut off by it would not have fitted."""
@@ -28,7 +32,9 @@ LETTERS_PER_TOKEN = 16
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """A conversation at a moment. `messages` leaves out the reply that `live` is.
+    """A conversation at a moment. `messages` leaves out the reply that `live` is, and what waits behind it.
+
+    `waiting`: messages that were sent while that reply was written, in the order in which they will be answered.
 
     `places`: of the messages that have siblings, their place among them and how many there are. `above`: messages
     before them that were not asked for. `undone`: the end of what was taken back and can be brought back.
@@ -41,6 +47,7 @@ class Snapshot:
     places: Mapping[str, tuple[int, int]] = dataclasses.field(default_factory=dict)
     above: int = 0
     undone: str | None = None
+    waiting: tuple[Message, ...] = ()
 
 
 class Session(Choosing):
@@ -99,7 +106,7 @@ class Session(Choosing):
     def unload(self) -> None:
         """Give the engine's memory back; the next message loads it again. Raises HsdError while it is at work."""
         if self.worker.busy:
-            raise hsd.HsdError("A reply is being written.", "Wait for it, or stop it first.")
+            raise Busy("A reply is being written.", lambda: not self.worker.busy)
         self.worker.unload()
 
     # Watching
@@ -137,28 +144,36 @@ class Session(Choosing):
         """What a page shows of a conversation: its `last` messages, all if negative; empty where there is none."""
         version = self.version
         # The worker first: a reply that ends in between is then in the store and not twice on the page.
-        live = self._live(conversation_id) if conversation_id else None
+        requests = self.worker.requests(conversation_id) if conversation_id else []
+        live = Live.of(*requests[0]) if requests else None
         conversation = self.conversation(conversation_id)
         if conversation is None:
             return Snapshot(None, (), None, version)
         store = self._of(conversation.id)
-        path = [self._with_unsaved(m) for m in store.path_to(conversation.leaf_id, last)]
+        # Each request behind the first is a message and the place of its reply.
+        wanted = last if last < 0 else last + 2 * len(requests[1:])
+        path = [self._with_unsaved(m) for m in store.path_to(conversation.leaf_id, wanted)]
         above = store.path_length(conversation.leaf_id) - len(path)
-        if live and path and path[-1].id == live.message_id:
-            path.pop()
-        else:
+        at = next((place for place, m in enumerate(path) if live and m.id == live.message_id), None)
+        waiting: list[Message] = []
+        if at is None:
             live = None
+        else:
+            waiting = [m for m in path[at + 1 :] if m.role == "user"]
+            path = path[:at]
         places = tree.places(store, conversation.id, path)
-        undone = tree.hidden_below(store, conversation.id, conversation.leaf_id)
-        return Snapshot(conversation, tuple(path), live, version, places, above, undone)
+        undone = None if live else tree.hidden_below(store, conversation.id, conversation.leaf_id)
+        return Snapshot(conversation, tuple(path), live, version, places, above, undone, tuple(waiting))
 
     def live(self, conversation_id: str | None) -> Live | None:
         """The running reply alone, without a look into the store."""
-        return self._live(conversation_id) if conversation_id else None
-
-    def _live(self, conversation_id: str) -> Live | None:
-        found = self.worker.request(conversation_id)
+        found = self.worker.request(conversation_id) if conversation_id else None
         return Live.of(*found) if found else None
+
+    def waiting(self, conversation_id: str | None) -> tuple[str, ...]:
+        """Ids of the replies that wait behind the running one, without a look into the store."""
+        requests = self.worker.requests(conversation_id) if conversation_id else []
+        return tuple(request.message_id for request, _ in requests[1:])
 
     def _with_unsaved(self, message: Message) -> Message:
         values = {k: v for k, v in self.worker.saving.waiting(message.id).items() if k != "race"}
@@ -168,13 +183,13 @@ class Session(Choosing):
 
     def delete(self, conversation_id: str) -> None:
         """Stop it and take it off the list; `restore` brings it back."""
-        self.stop(conversation_id)
+        self.worker.cancel(conversation_id)
         super().delete(conversation_id)
 
     def forget(self, conversation_id: str) -> None:
         """Stop and drop a temporary conversation; others stay and go on."""
         if conversation_id.startswith(TEMPORARY):
-            self.stop(conversation_id)
+            self.worker.cancel(conversation_id)
             super().forget(conversation_id)
 
     def switch(self, message_id: str, step: int) -> None:
@@ -223,12 +238,14 @@ class Session(Choosing):
     ) -> str:
         """Store a message and queue its reply; the conversation, made if it is None.
 
+        Where a reply of the conversation is still being written, the message waits its turn behind it.
+
         Args:
             temporary: a conversation that is made is kept in memory alone.
             visitor: whose a conversation that is made is.
 
         Raises:
-            HsdError: an empty message, an impossible setting, or the last reply is still running. Nothing is stored.
+            HsdError: an empty message, an impossible setting, or too many that wait. Nothing is stored.
         """
         if not text.strip():
             raise hsd.PromptError("The message is empty.", "Write something first.")
@@ -239,12 +256,35 @@ class Session(Choosing):
             with store.together():
                 title = "Temporary chat" if temporary else make_title(text)
                 conversation_id = known.id if known else store.create(title, visitor)
-                self._check_free(conversation_id)
+                if len(self.waiting(conversation_id)) >= MAX_WAITING:
+                    raise hsd.HsdError(f"{MAX_WAITING} messages wait here already.", "Send it after the next reply.")
                 parent = self._parent_for_next(conversation_id)
                 store.keep_settings(conversation_id, dataclasses.asdict(settings))
                 _, reply_id = store.add_turn(conversation_id, parent, text, dataclasses.asdict(settings))
             self._submit(conversation_id, reply_id, params, settings)
         return conversation_id
+
+    def take_back(self, message_id: str) -> str:
+        """Let a message wait no longer; its text. Those behind it stay. It is kept as a branch, for `redo`.
+
+        Raises:
+            HsdError: its reply has begun.
+        """
+        with self._sending:
+            message = self._expect(message_id, "user")
+            store = self._of(message_id)
+            replies = [i for (i,) in store.rows("SELECT id FROM messages WHERE parent_id = ?", message_id)]
+            waiting = set(self.waiting(message.conversation_id)).intersection(replies)
+            reply_id = next(iter(waiting), "")
+            if not self.worker.withdraw(reply_id):
+                raise hsd.HsdError("This message waits no longer.", "Stop its reply, or undo it when that is over.")
+            conversation = self.conversation(message.conversation_id)
+            with store.together():
+                store.move_below(reply_id, message.parent_id)
+                if conversation and conversation.leaf_id == reply_id:
+                    store.show(conversation.id, message.parent_id)
+        self._touch(message.conversation_id, "list")
+        return message.text
 
     def regenerate(self, message_id: str, settings: Settings) -> None:
         """Another reply to the same prompt, beside the one there is."""
@@ -298,13 +338,17 @@ class Session(Choosing):
         return message
 
     def stop(self, conversation_id: str) -> None:
-        """Stop this conversation's reply within a round; others go on."""
-        self.worker.cancel(conversation_id)
+        """Stop this conversation's reply within a round; others go on, and so do messages that wait behind it."""
+        self.worker.cancel(conversation_id, first=True)
         self._touch(conversation_id)
 
     def _check_free(self, conversation_id: str) -> None:
         if self.worker.request(conversation_id):
-            raise hsd.HsdError("The last reply is still being written.", "Wait for it, or stop it first.")
+            over = functools.partial(self._free, conversation_id)
+            raise Busy("The last reply is still being written.", over)
+
+    def _free(self, conversation_id: str) -> bool:
+        return self.worker.request(conversation_id) is None
 
     def _params(self, settings: Settings) -> hsd.SamplingParams:
         """The sampling settings. Raises ConfigError: one is impossible, or the plan is none of this family."""
@@ -329,18 +373,14 @@ class Session(Choosing):
         settings: Settings,
         begun: Message | None = None,
     ) -> None:
-        path = self._of(reply_id).path_to(reply_id)[:-1]
-        messages, dropped, info = messages_for_engine(path, settings.system), 0, self.engine.info
-        if self._may_drop and info:
-            messages, dropped = newest_turns(messages, LETTERS_PER_TOKEN * info.context)
         request = Request(
             reply_id,
             conversation_id,
-            messages,
+            (),
             params,
             settings.plan,
-            dropped_turns=dropped,
             visitor=self._of(conversation_id).visitor_of(conversation_id) or "",
+            read=functools.partial(self._read, reply_id, settings.system),
         )
         if begun:
             request.text = request.begun = begun.text
@@ -348,3 +388,11 @@ class Session(Choosing):
             request.before = len(begun.token_ids)
         self.worker.submit(request)
         self._touch(conversation_id, "list")
+
+    def _read(self, reply_id: str, system: str) -> tuple[list[dict[str, Any]], int]:
+        """What a reply answers, and how many turns were left out of it since they cannot fit."""
+        path = [self._with_unsaved(m) for m in self._of(reply_id).path_to(reply_id)[:-1]]
+        messages, info = messages_for_engine(path, system), self.engine.info
+        if self._may_drop and info:
+            return newest_turns(messages, LETTERS_PER_TOKEN * info.context)
+        return messages, 0

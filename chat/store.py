@@ -186,6 +186,10 @@ class Store:
         with self._write() as db:
             db.execute("UPDATE conversations SET leaf_id = ? WHERE id = ?", [leaf_id, conversation_id])
 
+    def move_below(self, old_parent: str, new_parent: str | None) -> None:
+        """Let the messages that answer one message answer another one."""
+        self.write("UPDATE messages SET parent_id = ? WHERE parent_id = ?", new_parent, old_parent)
+
     def pin(self, conversation_id: str, pinned: bool) -> None:
         """Keep it at the top of the list, or no longer."""
         with self._write() as db:

@@ -96,10 +96,11 @@ class Worker:
             self._wish = wish
             self._wake.notify_all()
 
-    def cancel(self, conversation_id: str) -> bool:
-        """Stop what this conversation waits for and nothing else; whether there was anything."""
+    def cancel(self, conversation_id: str, *, first: bool = False) -> bool:
+        """Stop what this conversation waits for, only its `first` reply or all; whether there was anything."""
         with self._wake:
             found = [r for r in [self._active, *self._pending] if r and r.conversation_id == conversation_id]
+            found = found[:1] if first else found
             for request in found:
                 request.cancel.set()
             # One that has not begun ends now: it need not wait for the reply before it.
@@ -110,12 +111,25 @@ class Worker:
             self._end(request, {"state": "cancelled", "finish_reason": "cancelled"})
         return bool(found)
 
+    def withdraw(self, message_id: str) -> bool:
+        """End a request that has not begun; whether it was there."""
+        with self._wake:
+            request = next((r for r in self._pending if r.message_id == message_id), None)
+            if request:
+                self._pending.remove(request)
+        if request:
+            self._end(request, {"state": "cancelled", "finish_reason": "cancelled"})
+        return request is not None
+
     def request(self, conversation_id: str) -> tuple[Request, int] | None:
-        """What this conversation waits for, and how many are before it."""
+        """The first that this conversation waits for, and how many are before it."""
+        return next(iter(self.requests(conversation_id)), None)
+
+    def requests(self, conversation_id: str) -> list[tuple[Request, int]]:
+        """All that this conversation waits for, each with how many are before it."""
         with self._wake:
             queue = [request for request in (self._active, *self._pending) if request]
-        found = ((request, at) for at, request in enumerate(queue) if request.conversation_id == conversation_id)
-        return next(found, None)
+        return [(request, at) for at, request in enumerate(queue) if request.conversation_id == conversation_id]
 
     @property
     def view(self) -> EngineView:

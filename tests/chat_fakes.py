@@ -44,7 +44,8 @@ class Vocabulary:
 class ScriptedEngine:
     """Answers every prompt with `script(messages)`, three words a round, `pause` seconds apart.
 
-    A prompt of more than 200 words is refused, one that holds "FAIL" ends in an error half way.
+    A prompt of more than 200 words is refused, one that holds "FAIL" ends in an error half way, and one that holds
+    "slowly" is answered ten times as slowly.
     """
 
     def __init__(self, script: Callable[[Sequence[Mapping[str, Any]]], str], pause: float = 0.01) -> None:
@@ -76,7 +77,7 @@ class ScriptedEngine:
         space, begun, text, reason, said = " " if said else "", time.monotonic(), "", "stop", 0
         for start in range(0, len(words), 3):
             self.busy.set()
-            time.sleep(self.pause)
+            time.sleep(self.pause * (10 if "slowly" in last else 1))
             if cancel is not None and cancel.is_set():
                 reason = "cancelled"
                 break

@@ -1,4 +1,4 @@
-"""A person who is quicker than the page, or means it no good: over a scripted engine, whose replies last."""
+"""A person who is quicker than the page, brings the unexpected, or means it no good: over a scripted engine."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from chat_browser import ask, open_settings, send, tab
+from chat_browser import PHONE, ask, open_settings, send, shoot, shooting, tab
+from chat_fakes import POEM
 from chat_server import Scripted, scripted
 
 pytestmark = pytest.mark.browser
 
+BOX = "#message textarea"
 TURNS = """SELECT role, text, state FROM messages WHERE conversation_id =
     (SELECT id FROM conversations WHERE title = ?) ORDER BY created, rowid"""
 
@@ -279,3 +281,219 @@ def test_long_words_and_small_windows_widen_nothing(browser: Any, server: Script
         page.click("#left .toggle-button")
         page.wait_for_timeout(400)
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+
+KEY = """([where, key, how]) => {
+  const event = new KeyboardEvent("keydown", { key, bubbles: true, cancelable: true, ...how });
+  document.querySelector(where).dispatchEvent(event);
+}"""
+IN_A_WORD = ({"isComposing": True}, {"keyCode": 229})
+
+
+def test_keys_of_an_input_method_are_no_keys_of_the_page(page: Any, server: Scripted) -> None:
+    fresh(page)
+    page.fill(BOX, "")
+    page.focus(BOX)
+    method = page.context.new_cdp_session(page)
+    method.send("Input.imeSetComposition", {"text": "にほ", "selectionStart": 2, "selectionEnd": 2})
+    method.send("Input.dispatchKeyEvent", {"type": "rawKeyDown", "key": "Enter", "windowsVirtualKeyCode": 229})
+    for how in IN_A_WORD:
+        page.evaluate(KEY, [BOX, "Enter", how])
+    method.send("Input.insertText", {"text": "日本 slowly"})
+    page.press(BOX, "Enter")
+    page.wait_for_selector("#running .prose")
+    page.wait_for_function("document.querySelector('#message textarea').value === ''")
+    assert page.inner_text("#history .said") == "日本 slowly"
+    for how in IN_A_WORD:
+        page.evaluate(KEY, [BOX, "Escape", how])
+    page.wait_for_timeout(200)
+    assert page.locator("#running [data-reply]").count() == 1 and "Stopping" not in page.inner_text("#running")
+    page.keyboard.press("Escape")
+    page.wait_for_selector("#history .ending")
+    # A title, and a message that is written anew.
+    page.hover(".listing li.open")
+    page.click(".listing li.open [data-action=rename]")
+    page.fill(".listing .rename", "題")
+    page.hover("#history .you")
+    page.evaluate("document.querySelector('#history .you [data-action=rewrite]').click()")
+    for how in IN_A_WORD:
+        for place, key in (
+            (".listing .rename", "Enter"),
+            (".rewrite textarea", "Enter"),
+            (".rewrite textarea", "Escape"),
+        ):
+            if page.locator(place).count():
+                page.evaluate(KEY, [place, key, how])
+    page.wait_for_timeout(200)
+    assert page.locator(".rewrite textarea").count() == 1 and page.locator("#history .branches").count() == 0
+    page.press(".rewrite textarea", "Escape")
+    assert [text for role, text, _ in server.stored(TURNS, "題") if role == "user"] == ["日本 slowly"]
+
+
+COPY = """async (kinds) => {
+  const blobs = Object.entries(kinds).map(([kind, text]) => [kind, new Blob([text], { type: kind })]);
+  if (!("image/png" in kinds)) return navigator.clipboard.write([new ClipboardItem(Object.fromEntries(blobs))]);
+  const canvas = new OffscreenCanvas(2, 2);
+  canvas.getContext("2d").fillRect(0, 0, 2, 2);
+  const picture = await canvas.convertToBlob({ type: "image/png" });
+  const rest = blobs.filter(([kind]) => kind !== "image/png");
+  await navigator.clipboard.write([new ClipboardItem({ ...Object.fromEntries(rest), "image/png": picture })]);
+}"""
+PICTURE = {"image/png": ""}
+CELLS = "<table><tr><td>a</td><td>b</td></tr><tr><td>1</td><td>2</td></tr></table>"
+
+
+def test_text_on_the_clipboard_is_pasted_though_a_picture_lies_beside_it(page: Any) -> None:
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    for kinds, expected in (
+        ({"text/plain": "a\tb\n1\t2"} | PICTURE, "see a\tb\n1\t2"),
+        ({"text/plain": "a\tb", "text/html": CELLS} | PICTURE, "see a\tb"),
+        ({"text/html": CELLS} | PICTURE, "see a\tb\n1\t2"),
+    ):
+        fresh(page)
+        page.fill(BOX, "see ")
+        page.evaluate(COPY, kinds)
+        page.press(BOX, "Control+v")
+        page.wait_for_function("document.querySelector('#message textarea').value.length > 4")
+        assert page.input_value(BOX) == expected and page.locator("#file-notice").count() == 0
+    page.evaluate(COPY, PICTURE)
+    page.press(BOX, "Control+v")
+    page.wait_for_selector("#file-notice:has-text('a picture')")
+    assert page.input_value(BOX) == "see a\tb\n1\t2"
+
+
+GIVE = """([kind, where, texts, files]) => {
+  const data = new DataTransfer();
+  const type = (name) => ({ type: name.endsWith(".png") ? "image/png" : "" });
+  for (const [name, text] of files) data.items.add(new File([text], name, type(name)));
+  for (const [type, text] of Object.entries(texts)) data.setData(type, text);
+  const options = { bubbles: true, cancelable: true };
+  const event = kind === "drop" ? new DragEvent("drop", { ...options, dataTransfer: data })
+    : new ClipboardEvent("paste", { ...options, clipboardData: data });
+  document.querySelector(where).dispatchEvent(event);
+}"""
+
+
+def test_files_are_meant_where_the_text_beside_them_is_their_names(page: Any) -> None:
+    page.evaluate("document.getElementById('file-notice')?.remove()")
+    notes = [["my notes.md", "be kind"]]
+    for kind, texts, files, expected in (
+        ("paste", {"text/plain": "/home/me/my notes.md"}, notes, "be kind"),
+        ("paste", {"text/plain": "my notes.md"}, notes, "be kind"),
+        (
+            "drop",
+            {"text/uri-list": "file:///home/me/my%20notes.md", "text/plain": "file:///home/me/my%20notes.md"},
+            notes,
+            "be kind",
+        ),
+        ("drop", {"text/plain": "two words", "text/html": "<b>two</b> words"}, [["a.png", "\0"]], "two words"),
+        ("drop", {"text/html": "<p>two</p><p>words</p><script>x</script>"}, [["a.png", "\0"]], "two\nwords"),
+    ):
+        fresh(page)
+        page.fill(BOX, "")
+        page.evaluate(GIVE, [kind, BOX if kind == "paste" else "#chat", texts, files])
+        page.wait_for_function("text => document.querySelector('#message textarea').value.includes(text)", arg=expected)
+        assert ("`my notes.md`:\n```md" in page.input_value(BOX)) is (files is notes)
+        assert page.locator("#file-notice").count() == 0
+
+
+def copied(page: Any, where: str) -> str:
+    page.evaluate("navigator.clipboard.writeText('nothing')")
+    page.hover(where)
+    page.click(where)
+    page.wait_for_function("where => document.querySelector(where).textContent === 'Copied'", arg=where)
+    return page.evaluate("navigator.clipboard.readText()")
+
+
+def test_copy_gives_the_markdown_as_it_is_stored(page: Any) -> None:
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    fresh(page)
+    page.fill(BOX, "")
+    ask(page, "**mine** <b>")
+    assert copied(page, "#history .reply [data-action=copy]") == POEM
+    assert copied(page, "#history .you [data-action=copy-own]") == "**mine** <b>"
+    assert copied(page, "[data-action=copy-code]") == "tar -xzf archive.tar.gz   # <b>not bold</b>\n"
+    page.evaluate("getSelection().selectAllChildren(document.querySelector('#history .reply .prose'))")
+    page.keyboard.press("Control+c")
+    text = page.evaluate("navigator.clipboard.readText()")
+    assert "tar -xzf" in text and "Copy" not in text and "Copied" not in text
+    ask(page, "a formula")
+    formula = copied(page, "#history .reply:last-of-type [data-action=copy]")
+    assert formula.startswith("The equation $a x^2") and "\n$$\nx_{1,2} = \\frac" in formula and "think" not in formula
+    page.evaluate("getSelection().removeAllRanges()")
+
+
+def test_on_a_phone_enter_is_a_new_line_and_the_button_sends(browser: Any, page: Any, server: Scripted) -> None:
+    phone = {"viewport": PHONE, "has_touch": True, "is_mobile": True}
+    with tab(browser, f"{server.address}#c=new", **phone) as small:
+        small.wait_for_selector(".dot.ready")
+        small.focus(BOX)
+        small.keyboard.type("one")
+        small.keyboard.press("Enter")
+        small.keyboard.type("two")
+        assert small.input_value(BOX) == "one\ntwo"
+        assert small.evaluate("document.querySelector('#message textarea').enterKeyHint") == "enter"
+        small.tap("#message .submit-button")
+        small.wait_for_selector("#history .meta")
+        assert small.inner_text("#history .said") == "one\ntwo"
+        small.tap("#history .you [data-action=rewrite]")
+        small.press(".rewrite textarea", "Enter")
+        small.keyboard.type("three")
+        assert small.input_value(".rewrite textarea") == "one\ntwo\nthree"
+        small.keyboard.press("Control+Enter")
+        small.wait_for_selector("#history .branches:has-text('2/2')")
+    fresh(page)
+    page.fill(BOX, "")
+    page.focus(BOX)
+    for key in ("a", "Shift+Enter", "b", "Control+Enter"):
+        page.keyboard.press(key)
+    page.wait_for_function("document.querySelector('#history .said')?.textContent === 'a\\nb'")
+
+
+def test_a_message_that_is_sent_while_a_reply_is_written_waits_its_turn(page: Any, server: Scripted) -> None:
+    fresh(page)
+    page.fill(BOX, "")
+    send(page, "slowly and endless")
+    page.wait_for_selector("#running .prose")
+    for text in ("the second", "taken back", "the third"):
+        send(page, text)
+        page.wait_for_selector(f"#waiting .said:text-is('{text}')")
+        page.wait_for_function("document.querySelector('#message textarea').value === ''")
+    assert page.locator("#history .reply").count() == 0 and page.inner_text("#notice") == ""
+    assert page.is_visible("#message .submit-button") and page.is_visible("#message .stop-button")
+    pictures(page)
+    page.reload()
+    page.wait_for_selector("#waiting .you >> nth=2")
+    page.click("#waiting .you:has-text('taken back') [data-action=take-back]")
+    page.wait_for_function("document.querySelectorAll('#waiting .you').length === 2")
+    page.wait_for_function("document.querySelector('#message textarea').value === 'taken back'")
+    page.fill(BOX, "")
+    page.hover("#history .you")
+    page.click("#history .you [data-action=rewrite]")
+    page.press(".rewrite textarea", "Enter")
+    page.wait_for_selector("#notice .problem:has-text('still being written')")
+    page.press(".rewrite textarea", "Escape")
+    page.click("#message .stop-button")
+    page.wait_for_function("document.querySelectorAll('#history .reply .meta').length === 3")
+    page.wait_for_selector("#notice .problem", state="detached")
+    assert page.locator("#waiting .you").count() == 0 == page.locator("#message .stop-button").count()
+    assert page.locator("#history .said").all_inner_texts() == ["slowly and endless", "the second", "the third"]
+    states = {text: state for _, text, state in server.stored(TURNS, "slowly and endless")}
+    assert states.keys() >= {"slowly and endless", "the second", "taken back", "the third"} and POEM in states
+
+
+def pictures(page: Any) -> None:
+    """How messages that wait look, if that is wanted."""
+    if not shooting():
+        return
+    shoot(page, "waiting-light")
+    size = page.viewport_size
+    page.evaluate("document.body.classList.add('dark')")
+    shoot(page, "waiting-dark")
+    page.set_viewport_size(PHONE)
+    page.evaluate("document.querySelectorAll('.sidebar.open .toggle-button').forEach(button => button.click())")
+    shoot(page, "waiting-phone-dark")
+    page.evaluate("document.body.classList.remove('dark')")
+    shoot(page, "waiting-phone")
+    page.set_viewport_size(size)
+    page.evaluate("document.querySelectorAll('.sidebar:not(.open) .toggle-button').forEach(button => button.click())")

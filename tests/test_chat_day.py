@@ -213,11 +213,8 @@ def test_two_tabs_that_write_to_one_conversation_lose_nothing(session: Session) 
 
     def write(name: str) -> None:
         for number in range(5):
-            try:
-                session.send(conversation, f"{name} {number}", Settings())
-                said.append(f"{name} {number}")
-            except hsd.HsdError as error:
-                assert "still being written" in str(error)
+            session.send(conversation, f"{name} {number}", Settings())
+            said.append(f"{name} {number}")
             time.sleep(0.02)
 
     tabs = [threading.Thread(target=write, args=(name,)) for name in ("left", "right")]
@@ -225,4 +222,4 @@ def test_two_tabs_that_write_to_one_conversation_lose_nothing(session: Session) 
     [t.join() for t in tabs]
     idle(session, conversation)
     texts = [m.text for m in session.snapshot(conversation).messages][::2]
-    assert texts == ["first", *said] and len(said) >= 2
+    assert sorted(texts) == sorted(["first", *said]) and len(said) == 10

@@ -165,12 +165,101 @@ def test_stop_ends_one_reply_and_no_other(session: Session, engine: ScriptedEngi
     session.stop(third)
 
 
-def test_a_second_message_waits_for_the_first(session: Session, engine: ScriptedEngine) -> None:
+def test_a_message_waits_for_the_reply_that_is_written_and_reads_it_whole(
+    session: Session, engine: ScriptedEngine
+) -> None:
+    conversation = session.send(None, "slowly, the first", Settings())
+    until(lambda: session.live(conversation).tokens)
+    for text in ("second", "third"):
+        assert session.send(conversation, text, Settings()) == conversation
+    now = session.snapshot(conversation, 1)
+    assert [m.text for m in now.waiting] == ["second", "third"] and now.live.tokens and now.messages == ()
+    idle(session, conversation)
+    texts = [m.text for m in session.snapshot(conversation).messages]
+    assert texts[::2] == ["slowly, the first", "second", "third"] and not session.snapshot(conversation).waiting
+    assert [m["content"] for m in engine.prompts[-1]] == texts[:-1]
+    assert texts[-1] == "You said third to me."
+
+
+def test_stop_ends_the_reply_and_what_waits_behind_it_goes_on(session: Session, engine: ScriptedEngine) -> None:
+    engine.script = lambda messages: LONG if len(messages) == 1 else "so it is"
+    conversation = session.send(None, "first", Settings())
+    session.send(conversation, "second", Settings())
+    until(lambda: session.live(conversation).tokens)
+    session.stop(conversation)
+    idle(session, conversation)
+    first, second = session.snapshot(conversation).messages[1::2]
+    assert (first.state, second.state, second.text) == ("cancelled", "done", "so it is")
+
+
+def test_a_message_that_waits_is_taken_back_and_those_behind_it_stay(session: Session, engine: ScriptedEngine) -> None:
+    engine.script = lambda messages: LONG if len(messages) == 1 else "so it is"
+    conversation = session.send(None, "first", Settings())
+    until(lambda: session.live(conversation).tokens)
+    for text in ("second", "third", "fourth"):
+        session.send(conversation, text, Settings())
+    second, _, fourth = session.snapshot(conversation).waiting
+    assert session.take_back(second.id) == "second" and session.take_back(fourth.id) == "fourth"
+    assert [m.text for m in session.snapshot(conversation).waiting] == ["third"]
+    with pytest.raises(hsd.HsdError, match="waits no longer"):
+        session.take_back(second.id)
+    with pytest.raises(hsd.HsdError, match="waits no longer"):
+        session.take_back(session.snapshot(conversation).messages[0].id)
+    session.stop(conversation)
+    idle(session, conversation)
+    now = session.snapshot(conversation)
+    assert [m.text for m in now.messages][::2] == ["first", "third"] and now.messages[3].text == "so it is"
+    assert {m.text for m in session.store.messages(conversation)} >= {"second", "fourth"}, "nothing stored is lost"
+    assert "second" not in str(engine.prompts[-1])
+
+
+def test_what_waits_is_refused_a_change_deleted_with_its_chat_and_bounded(
+    session: Session, engine: ScriptedEngine
+) -> None:
     engine.script = lambda _: LONG
     conversation = session.send(None, "first", Settings())
-    with pytest.raises(hsd.HsdError, match="still being written"):
-        session.send(conversation, "second", Settings())
-    session.stop(conversation)
+    for number in range(20):
+        session.send(conversation, f"more {number}", Settings())
+    with pytest.raises(hsd.HsdError, match="20 messages wait"):
+        session.send(conversation, "too many", Settings())
+    first = session.snapshot(conversation).messages[0]
+    for wrong in (
+        lambda: session.undo(conversation),
+        lambda: session.edit(first.id, "other", Settings()),
+        lambda: session.redo(conversation),
+    ):
+        with pytest.raises(hsd.HsdError, match="still being written") as refused:
+            wrong()
+    assert not refused.value.over()
+    session.delete(conversation)
+    idle(session, conversation)
+    assert refused.value.over()
+    session.restore(conversation)
+    states = {m.state for m in session.snapshot(conversation).messages[1::2]}
+    assert states == {"cancelled"} and len(session.snapshot(conversation).messages) == 42
+
+
+def test_what_waits_when_the_program_ends_is_interrupted_and_can_be_answered(
+    tmp_path: Path, engine: ScriptedEngine
+) -> None:
+    engine.script = lambda messages: LONG
+    session = Session(Store(tmp_path / "chat.db"), lambda _: engine)
+    session.start()
+    conversation = session.send(None, "first", Settings())
+    session.send(conversation, "second", Settings())
+    session.send(conversation, "third", Settings())
+    until(lambda: session.live(conversation).tokens)
+    session.close()
+    again = Session(Store(tmp_path / "chat.db"), lambda _: engine)
+    again.start()
+    messages = again.snapshot(conversation).messages
+    assert [m.text for m in messages][::2] == ["first", "second", "third"]
+    assert {m.state for m in messages[1::2]} == {"interrupted"} and messages[5].text == ""
+    engine.script = lambda _: "at last"
+    again.regenerate(messages[5].id, Settings())
+    idle(again, conversation)
+    assert reply(again, conversation).text == "at last"
+    again.close()
 
 
 def test_another_reply_is_a_branch_beside_the_first(session: Session) -> None:

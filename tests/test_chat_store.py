@@ -128,7 +128,7 @@ HALF = "\ud83d"
 
 
 def test_half_an_emoji_breaks_nothing_wherever_it_comes_from(store: Store) -> None:
-    conversation, prompt, reply = turn(store, f"half {HALF} of one")
+    conversation, _, reply = turn(store, f"half {HALF} of one")
     store.update(reply, text=f"{HALF} too", error=HALF)
     store.rename(conversation, f"title {HALF}")
     assert [c.id for c in store.conversations(f"half {HALF}")] == [conversation]

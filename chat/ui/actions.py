@@ -12,11 +12,12 @@ import gradio as gr
 
 import hsd
 from chat import presets
+from chat.disk import storable
 from chat.library import TEMPORARY
 from chat.records import Message
 from chat.session import Session
 from chat.settings import NAMES, Settings
-from chat.ui import reply, settings
+from chat.ui import reply, settings, thinking
 from chat.ui.history import SHOWN
 from chat.ui.levels import looks
 from chat.ui.tabs import LISTED, Tab, Tabs
@@ -40,7 +41,7 @@ class Click:
     def of(cls, event: gr.EventData) -> Click:
         """What `hsdClick` in page.js sent; read whole, since Gradio raises for a name that was not sent."""
         data = event._data if isinstance(event._data, dict) else {}
-        return cls(*(str(data.get(name, "")) for name in ("action", "id", "text")))
+        return cls(*(storable(str(data.get(name, ""))) for name in ("action", "id", "text")))
 
 
 class Actions:
@@ -58,7 +59,7 @@ class Actions:
 
     def _tab(self, request: gr.Request) -> Tab:
         tab = self.tabs.at(request)
-        tab.problem = ""
+        tab.problem, tab.over = "", None
         return tab
 
     def _show_settings(self, tab: Tab, settings_: Settings | None = None) -> list[Any]:
@@ -88,7 +89,7 @@ class Actions:
                 tab.open = self.session.latest(tab.visitor)
             return self._show_settings(tab)
         except hsd.StoreError as error:
-            tab.problem = str(error)
+            _say(tab, error)
             return self._unchanged()
         finally:
             tab.entered = True
@@ -133,7 +134,7 @@ class Actions:
             asked = self._asked(tab, held, values)
             tab.open = self.session.send(tab.open, text, asked, temporary=tab.temporary, visitor=tab.visitor)
         except hsd.HsdError as error:
-            tab.problem = str(error)
+            _say(tab, error)
             return [f"refused {time.time_ns()}", *self._unchanged()]
         tab.shown = SHOWN
         return [f"stored {time.time_ns()}", *(self._unchanged() if arrived else self._show_settings(tab, asked))]
@@ -153,7 +154,7 @@ class Actions:
 
     def search(self, words: str, request: gr.Request) -> None:
         """Narrow the list."""
-        self._tab(request).search = words or ""
+        self._tab(request).search = storable(words or "")
 
     def choose(self, event: gr.EventData, request: gr.Request) -> list[Any]:
         """An action on an entry of the list: open, rename, delete, restore."""
@@ -162,7 +163,7 @@ class Actions:
         try:
             self._on_entry(tab, self._about(tab, event))
         except hsd.HsdError as error:
-            tab.problem = str(error)
+            _say(tab, error)
         return self._show_settings(tab) if tab.open != before else self._unchanged()
 
     def _on_entry(self, tab: Tab, click: Click) -> None:
@@ -201,7 +202,7 @@ class Actions:
                 tab.shown, tab.undo = SHOWN, None
                 return self._show_settings(tab)
         except hsd.HsdError as error:
-            tab.problem = str(error)
+            _say(tab, error)
         return self._unchanged()
 
     def _unchanged(self) -> list[Any]:
@@ -219,7 +220,7 @@ class Actions:
             if name in presets.names(self.session.store):
                 return settings.show(presets.apply(self.session.store, str(name), settings.read(*values)))
         except hsd.HsdError as error:
-            tab.problem = str(error)
+            _say(tab, error)
         return self._unchanged()[:-1]
 
     def known_presets(self, request: gr.Request) -> Any:
@@ -228,18 +229,19 @@ class Actions:
 
     def keep_preset(self, name: str | None, request: gr.Request, *values: Any) -> Any:
         """Keep the settings under this name."""
-        return self._preset(request, lambda: presets.keep(self.session.store, name or "", settings.read(*values)))
+        name = storable(name or "")
+        return self._preset(request, lambda: presets.keep(self.session.store, name, settings.read(*values)))
 
     def forget_preset(self, name: str | None, request: gr.Request) -> Any:
         """Forget what is kept under this name."""
-        return self._preset(request, lambda: presets.drop(self.session.store, name or ""))
+        return self._preset(request, lambda: presets.drop(self.session.store, storable(name or "")))
 
     def _preset(self, request: gr.Request, change: Callable[[], None]) -> Any:
         tab = self._tab(request)
         try:
             change()
         except hsd.HsdError as error:
-            tab.problem = str(error)
+            _say(tab, error)
             return gr.skip()
         return gr.update(choices=presets.names(self.session.store))
 
@@ -254,7 +256,17 @@ class Actions:
             elif action == "load":
                 self.session.load()
         except hsd.HsdError as error:
-            tab.problem = str(error)
+            _say(tab, error)
+
+    def take_back(self, event: gr.EventData, request: gr.Request, unsent: str) -> Any:
+        """Let a message wait no longer: it goes back into the box, before what was typed there since."""
+        tab = self._tab(request)
+        try:
+            text = self.session.take_back(self._about(tab, event).id)
+        except hsd.HsdError as error:
+            _say(tab, error)
+            return gr.skip()
+        return f"{text}\n\n{unsent}" if (unsent or "").strip() else text
 
     def turn(self, event: gr.EventData, request: gr.Request, unsent: str, held: str, *values: Any) -> Any:
         """An action on a turn: another reply, more of it, another prompt, another branch, undo, or earlier turns."""
@@ -267,7 +279,7 @@ class Actions:
                 return gr.skip() if (unsent or "").strip() else prompt
             self._on_turn(tab, click, self._asked(tab, held, values))
         except hsd.HsdError as error:
-            tab.problem = str(error)
+            _say(tab, error)
         if action == "edit":
             return self._prompt_of(identifier) or gr.skip()
         if action == "example" and identifier.isdecimal() and int(identifier) < len(self.session.examples):
@@ -297,6 +309,11 @@ class Actions:
         return prompt.text if prompt else ""
 
 
+def _say(tab: Tab, error: hsd.HsdError) -> None:
+    """Leave an error on the tab, until the next action or the end of its reason."""
+    tab.problem, tab.over = str(error), getattr(error, "over", None)
+
+
 def _arrived(tab: Tab, held: str) -> bool:
     """Whether the fields hold what the page was last given, as a person may have changed it since."""
     return tab.given is None or (bool(held) and held == tab.given)
@@ -324,6 +341,24 @@ def exported(session: Session, tabs: Tabs) -> Callable[..., dict[str, str]]:
         return {"name": name, "text": text}
 
     return exported
+
+
+def written(session: Session, tabs: Tabs) -> Callable[..., str | None]:
+    """A function for the page that gives a message as it is stored, a reply without its thinking.
+
+    A reply that is being written is given as far as it goes; None stands for a message that is gone, or another's.
+    """
+
+    def written(message_id: str, request: gr.Request) -> str | None:
+        identifier = storable(str(message_id))
+        message = session.message(identifier) if session.belongs(identifier, tabs.visitor(request)) else None
+        if message is None:
+            return None
+        live = session.live(message.conversation_id)
+        text = live.text if live and live.message_id == message.id else message.text
+        return text if message.role == "user" else thinking.split(text)[1]
+
+    return written
 
 
 def provenance(session: Session, tabs: Tabs) -> Callable[..., str]:

@@ -62,8 +62,20 @@ def you(message: Message, place: tuple[int, int] | None) -> str:
     return (
         f'<article class="turn you" data-id="{escape(message.id)}" aria-label="Your message">'
         f'<div class="said">{escape(message.text)}</div>'
-        f'<div class="tools">{_branches(place)}{_button("rewrite", "Edit")}</div></article>'
+        f'<div class="tools">{_branches(place)}{_button("copy-own", "Copy", "Copy your message")}'
+        f"{_button('rewrite', 'Edit')}</div></article>"
     )
+
+
+def waiting(messages: Sequence[Message]) -> str:
+    """Messages that were sent while a reply is written, in the order in which they will be answered."""
+    turns = "".join(
+        f'<li class="turn you" data-id="{escape(message.id)}"><div class="said">{escape(message.text)}</div>'
+        f'<div class="tools"><span class="line">{"Waiting" if place else "Waiting for this reply"}'
+        f"</span>{_button('take-back', 'Take it back')}</div></li>"
+        for place, message in enumerate(messages)
+    )
+    return f'<ol aria-label="Messages that wait">{turns}</ol>' if turns else ""
 
 
 def _branches(place: tuple[int, int] | None) -> str:
@@ -86,6 +98,8 @@ def _ending(message: Message, *, last: bool) -> str:
         edit = f" {_button('edit', 'Edit the message')}" if refused or (last and not message.text) else ""
         sentence = escape(message.error or "The reply failed.")
         return f'<p class="ending problem" role="alert">{sentence}{edit}{going_on}</p>'
+    if message.state == "interrupted" and not message.text:
+        return '<p class="ending">Interrupted: the program ended before this was begun.</p>'
     if message.state in _ENDINGS:
         return f'<p class="ending">{_ENDINGS[message.state]}{going_on}</p>'
     if message.finish_reason == "length":
@@ -94,9 +108,11 @@ def _ending(message: Message, *, last: bool) -> str:
 
 
 def _footer(message: Message, known: dict[str, str], place: tuple[int, int] | None, *, last: bool) -> str:
-    again = _button("again", "Try again") if last and message.state != "running" else ""
-    again += _button("undo", "Undo", "Take back this message and its reply") if again else ""
-    copy = _button("copy", "Copy") if message.text else ""
+    # What was never begun can still be answered, though more was said since.
+    missed = message.state == "interrupted" and not message.text
+    again = _button("again", "Try again") if missed or (last and message.state != "running") else ""
+    again += _button("undo", "Undo", "Take back this message and its reply") if last and again else ""
+    copy = _button("copy", "Copy") if thinking.split(message.text)[1] else ""
     buttons = f'<span class="tools">{_branches(place)}{copy}{again}</span>'
     if not message.stats:
         return f'<div class="foot">{buttons}</div>'

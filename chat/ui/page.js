@@ -6,27 +6,39 @@
     setTimeout(() => { button.textContent = before; }, 1500);
   };
 
+  // `text` may still be on its way: some browsers copy only what was promised before the click was over.
   const copy = async (button, text) => {
+    const failed = (await put(text).catch(() => false)) === false;
+    say(button, failed ? "Not copied" : "Copied");
+  };
+  const put = async (text) => {
+    if (navigator.clipboard && window.ClipboardItem) {
+      const blob = Promise.resolve(text).then((known) => new Blob([known], { type: "text/plain" }));
+      try {
+        return await navigator.clipboard.write([new ClipboardItem({ "text/plain": blob })]);
+      } catch {
+        // Some browsers take no promise there.
+      }
+    }
+    const known = await text;
     try {
-      await navigator.clipboard.writeText(text);
+      return await navigator.clipboard.writeText(known);
     } catch {
       // Pages that are not served securely have no clipboard; the old way still works there.
       const area = document.createElement("textarea");
-      area.value = text;
+      area.value = known;
       document.body.append(area);
       area.select();
-      document.execCommand("copy");
+      const done = document.execCommand("copy");
       area.remove();
+      return done;
     }
-    say(button, "Copied");
   };
 
-  // Formulas are copied as the TeX they were written in.
-  const written = (prose) => {
-    const drawn = [...prose.querySelectorAll(".math[data-tex]")].map((formula) => [formula, [...formula.childNodes]]);
-    for (const [formula] of drawn) formula.textContent = formula.dataset.tex;
-    const text = prose.checkVisibility() ? prose.innerText : prose.textContent;
-    for (const [formula, nodes] of drawn) formula.replaceChildren(...nodes);
+  // A message as it is stored: what is on the page has lost its Markdown and holds the words of buttons.
+  const written = async (id, server) => {
+    const text = await server.written(id);
+    if (typeof text !== "string") throw new Error("the message is gone");
     return text;
   };
 
@@ -77,11 +89,12 @@
     draft = { id: turn.dataset.id, text, trigger };
     area.addEventListener("input", () => { draft.text = area.value; fit(); });
     area.addEventListener("keydown", (event) => {
-      if (event.key === "Enter" && !event.shiftKey && !event.isComposing) { event.preventDefault(); resend(); }
+      if (hsdSends(event)) { event.preventDefault(); resend(); }
       if (event.key === "Escape") { event.stopPropagation(); end(); }
     });
     cancel.addEventListener("click", end);
     send.addEventListener("click", resend);
+    hsdEnterHint(area);
     turn.classList.add("rewriting");
     said.after(box);
     fit();
@@ -153,7 +166,7 @@
     const id = owner ? owner.dataset.id : "";
     const action = button.dataset.action;
     if (action === "copy-code") copy(button, button.closest(".code").querySelector("code").textContent);
-    else if (action === "copy") copy(button, written(owner.querySelector(".prose") ?? owner.querySelector(".think > div")));
+    else if (action === "copy" || action === "copy-own") copy(button, written(id, server));
     else if (action === "rename") rename(button.closest("li"), trigger);
     else if (action === "import") bring(trigger);
     else if (action === "attach") hsdAttach();
@@ -233,7 +246,7 @@
       const displayMode = formula.classList.contains("display");
       const tex = formula.textContent;
       try {
-        formula.dataset.tex = displayMode ? `$$${tex}$$` : `$${tex}$`;
+        formula.dataset.tex = tex;
         katex.render(tex, formula, { displayMode, output: "mathml", throwOnError: true, trust: false, maxExpand: 500 });
       } catch {
         formula.textContent = tex;
@@ -257,6 +270,7 @@
   const lastReply = () => [...document.querySelectorAll("#history .reply")].at(-1);
   const expect = () => { awaited = lastReply()?.dataset.id ?? ""; };
   addEventListener("click", (event) => {
+    if (event.target.closest?.("#message .submit-button")) following = true;
     if (event.target.closest?.("#message .submit-button, [data-action=again], .rewrite .send")) expect();
   }, true);
   const speak = () => {
@@ -311,11 +325,6 @@
     // Once, and not where that would bring up a keyboard on the screen. Gradio's own way takes the focus again and again.
     if (matchMedia("(hover: hover)").matches && document.activeElement === document.body) box.focus();
     new MutationObserver(() => { following = true; }).observe(current, { subtree: true, childList: true });
-    document.getElementById("message").addEventListener("keydown", (event) => {
-      if (event.key !== "Enter" || event.shiftKey) return;
-      following = true;
-      expect();
-    }, true);
   };
   const start = () => { begin(); closeDrawers(100); };
   if (document.readyState === "loading") addEventListener("DOMContentLoaded", start);

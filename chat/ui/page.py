@@ -24,7 +24,7 @@ HEAD = (
     f"<script>window.hsdKatex = {json.dumps(_FORMULAS and 'assets/' + _FORMULAS.name)};</script>"
     + "".join(
         f"<script>{files('chat.ui').joinpath(name).read_text('utf-8')}</script>"
-        for name in ("plan.js", "page.js", "stream.js", "typed.js", "unsent.js", "files.js")
+        for name in ("keys.js", "plan.js", "page.js", "stream.js", "typed.js", "unsent.js", "files.js")
     )
 )
 # Before anything of Gradio's, which adds the rest itself when it is there.
@@ -82,12 +82,17 @@ def _middle(session: Session, tabs: Tabs) -> dict[str, Any]:
             js_on_load=CLICKS + LISTS,
             server_functions=[actions.exported(session, tabs), picker.offered(session)],
         )
-        history = _html(elem_id="history", js_on_load=CLICKS, server_functions=[actions.provenance(session, tabs)])
+        history = _html(
+            elem_id="history",
+            js_on_load=CLICKS,
+            server_functions=[actions.provenance(session, tabs), actions.written(session, tabs)],
+        )
         running = _html(
             elem_id="running",
             js_on_load=CLICKS + "hsdStream(element, server);",
             server_functions=[growing.server_function(session, tabs)],
         )
+        waiting = _html(elem_id="waiting", js_on_load=CLICKS)
         with gr.Column(elem_id="composer"):
             notice = _html(elem_id="notice")
             message = gr.Textbox(
@@ -100,7 +105,14 @@ def _middle(session: Session, tabs: Tabs) -> dict[str, Any]:
                 submit_btn="Send",
                 elem_id="message",
             )
-    return {"head": head, "history": history, "running": running, "notice": notice, "message": message}
+    return {
+        "head": head,
+        "history": history,
+        "running": running,
+        "waiting": waiting,
+        "notice": notice,
+        "message": message,
+    }
 
 
 def _right(session: Session) -> dict[str, Any]:
@@ -136,6 +148,7 @@ def _wire(page: gr.Blocks, session: Session, tabs: Tabs, ui: dict[str, Any]) -> 
     ui["head"].select(do.bring, None, given, **quiet)
     ui["engine"].select(do.engine, None, None, **quiet)
     ui["history"].select(do.turn, sent, [message], **quiet)
+    ui["waiting"].select(do.take_back, [message], [message], trigger_mode="multiple", **quiet)
     preset = ui["preset"]
     page.load(do.known_presets, None, [preset], **quiet)
     preset.input(do.preset, [preset, *fields], fields, **quiet)

@@ -16,7 +16,7 @@
         return;
       }
       // A formula that was drawn is no longer the text that it was written in.
-      if (there.dataset.tex) return void (there.dataset.tex.replace(/^\$+|\$+$/g, "") === node.textContent || there.replaceWith(node));
+      if (there.dataset.tex) return void (there.dataset.tex === node.textContent || there.replaceWith(node));
       for (const { name, value } of node.attributes) if (there.getAttribute(name) !== value) there.setAttribute(name, value);
       for (const { name } of [...there.attributes]) if (!node.hasAttribute(name) && name !== "open") there.removeAttribute(name);
       merge(there, node);

@@ -17,7 +17,8 @@ LISTED = 200
 
 @dataclass(slots=True)
 class Tab:
-    """`open` is the conversation on show, None for a new one; `problem` a sentence the last action left.
+    """`open` is the conversation on show, None for a new one; `problem` a sentence the last action left, which goes
+    with the next action, or as soon as `over` says that its reason is.
 
     `entered` is set once it is known what to show, `rendered` is the last reply that the history on show holds.
     `temporary`: what is begun here is kept in memory alone. `closed` ends the events that write the page: Gradio tells
@@ -34,6 +35,7 @@ class Tab:
     search: str = ""
     undo: tuple[str, str] | None = None
     problem: str = ""
+    over: Callable[[], bool] | None = None
     shown: int = SHOWN
     temporary: bool = False
     entered: bool = False

@@ -73,7 +73,8 @@ def parts(session: Session, ui: dict[str, Any]) -> list[Part]:
             lambda tab: getattr(session.live(tab.open), "message_id", ""),
             lambda tab: _running(session, tab),
         ),
-        Part(ui["notice"], lambda tab: (tab.problem, session.notice), lambda tab: _notice(session, tab)),
+        Part(ui["waiting"], lambda tab: session.waiting(tab.open), lambda tab: _waiting(session, tab)),
+        Part(ui["notice"], lambda tab: (_problem(tab), session.notice), lambda tab: _notice(session, tab)),
         Part(ui["message"], lambda tab: session.live(tab.open) is not None, lambda tab: _buttons(session, tab)),
         Part(ui["engine"], lambda tab: (engine_key(tab), tab.open), lambda tab: _engine(session, tab), beside=True),
         Part(ui["current"], lambda tab: tab.open, lambda tab: tab.open or "new"),
@@ -128,12 +129,12 @@ def _render(parts: list[Part], changed: list[bool], tab: Tab) -> list[Any]:
         try:
             values.append(part.render(tab) if new else gr.skip())
         except hsd.StoreError as error:
-            tab.problem = str(error)
+            tab.problem, tab.over = str(error), None
             values.append(gr.skip())
         except Exception:
             # One part that cannot be shown must not end the event that shows all the others.
             log.exception("a part of the page could not be rendered")
-            tab.problem = FAILED
+            tab.problem, tab.over = FAILED, None
             values.append(gr.skip())
     return values
 
@@ -185,14 +186,25 @@ def _running(session: Session, tab: Tab) -> str:
     return history.stage(live, Growing(), loading=growing.loading(session)) if live else ""
 
 
+def _waiting(session: Session, tab: Tab) -> str:
+    return history.waiting(session.snapshot(tab.open, 1).waiting)
+
+
+def _problem(tab: Tab) -> str:
+    """What the last action left to be said, until its reason is over."""
+    if tab.over is not None and tab.over():
+        tab.problem, tab.over = "", None
+    return tab.problem
+
+
 def _notice(session: Session, tab: Tab) -> str:
-    sentences = [s for s in (tab.problem, session.notice) if s]
+    sentences = [s for s in (_problem(tab), session.notice) if s]
     return "".join(f'<p class="problem" role="alert">{escape(s)}</p>' for s in sentences)
 
 
 def _buttons(session: Session, tab: Tab) -> Any:
     busy = session.live(tab.open) is not None
-    return gr.update(submit_btn=False if busy else "Send", stop_btn="Stop" if busy else False)
+    return gr.update(submit_btn="Send", stop_btn="Stop" if busy else False)
 
 
 def _engine(session: Session, tab: Tab) -> str:

@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 
 import hsd
+from chat.disk import storable
 
 FILE = "models.yaml"
 QUANTIZATIONS = ("none", "nf4", "int8")
@@ -70,6 +71,7 @@ class OwnFamilies:
                 f"{name!r} cannot be the name of a family." if name else "The family has no name.",
                 "Use letters, digits, '.', '+', '_' and '-', no spaces.",
             )
+        target, drafts = storable(target), storable(drafts)
         models: dict[str, Any] = {}
         for line in filter(None, map(str.strip, re.split(r"\r\n?|\n", drafts))):
             _put(models, line, quantization)

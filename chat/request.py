@@ -59,10 +59,10 @@ Load = Callable[[Callable[[hsd.LoadProgress], None]], EngineLike]
 
 
 class Busy(hsd.HsdError):
-    """Refused while replies are written; `over` says whether that has ended."""
+    """Refused for a reason that passes by itself; `over` says whether it has."""
 
-    def __init__(self, message: str, over: Callable[[], bool]) -> None:
-        super().__init__(message, "Wait for it, or stop it first.")
+    def __init__(self, message: str, over: Callable[[], bool], hint: str = "Wait for it, or stop it first.") -> None:
+        super().__init__(message, hint)
         self.over = over
 
 

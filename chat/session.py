@@ -256,8 +256,7 @@ class Session(Choosing):
             with store.together():
                 title = "Temporary chat" if temporary else make_title(text)
                 conversation_id = known.id if known else store.create(title, visitor)
-                if len(self.waiting(conversation_id)) >= MAX_WAITING:
-                    raise hsd.HsdError(f"{MAX_WAITING} messages wait here already.", "Send it after the next reply.")
+                self._check_room(conversation_id)
                 parent = self._parent_for_next(conversation_id)
                 store.keep_settings(conversation_id, dataclasses.asdict(settings))
                 _, reply_id = store.add_turn(conversation_id, parent, text, dataclasses.asdict(settings))
@@ -346,6 +345,13 @@ class Session(Choosing):
         if self.worker.request(conversation_id):
             over = functools.partial(self._free, conversation_id)
             raise Busy("The last reply is still being written.", over)
+
+    def _check_room(self, conversation_id: str) -> None:
+        def room() -> bool:
+            return len(self.waiting(conversation_id)) < MAX_WAITING
+
+        if not room():
+            raise Busy(f"{MAX_WAITING} messages wait here already.", room, "Send it after the next reply.")
 
     def _free(self, conversation_id: str) -> bool:
         return self.worker.request(conversation_id) is None

@@ -291,6 +291,7 @@ IN_A_WORD = ({"isComposing": True}, {"keyCode": 229})
 
 
 def test_keys_of_an_input_method_are_no_keys_of_the_page(page: Any, server: Scripted) -> None:
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
     fresh(page)
     page.fill(BOX, "")
     page.focus(BOX)
@@ -304,6 +305,7 @@ def test_keys_of_an_input_method_are_no_keys_of_the_page(page: Any, server: Scri
     page.wait_for_selector("#running .prose")
     page.wait_for_function("document.querySelector('#message textarea').value === ''")
     assert page.inner_text("#history .said") == "日本 slowly"
+    assert POEM.startswith(copied(page, "#running [data-action=copy]").removesuffix(" "))
     for how in IN_A_WORD:
         page.evaluate(KEY, [BOX, "Escape", how])
     page.wait_for_timeout(200)

@@ -68,6 +68,11 @@ def test_a_visitor_reaches_nothing_of_another(session: Session) -> None:
     for action, about in (("again", reply), ("resume", reply), ("edit", reply), ("resend", prompt), ("next", prompt)):
         assert do.turn(click(action=action, id=about.id, text="mine"), BOB, "", *VALUES) == gr.skip()
         assert bob.problem.startswith("This is not there any more."), action
+    assert do.take_back(click(action="take-back", id=prompt.id), BOB, "") == gr.skip()
+    assert bob.problem.startswith("This is not there any more.")
+    do.search("\ud83d", BOB)
+    assert bob.search.encode() and watch._listing(session, bob).encode()
+    do.search("", BOB)
     for action in ("race", "race-start", "race-stop"):
         clicks.act(click(action=action, id=reply.id), BOB)
         assert not bob.view and session.racing(reply.id) is None
@@ -76,6 +81,8 @@ def test_a_visitor_reaches_nothing_of_another(session: Session) -> None:
     exported, where = actions.exported(session, tabs), actions.provenance(session, tabs)
     assert "problem" in exported({"id": ann.open, "kind": "json"}, BOB) and "not there" in where(reply.id, BOB)
     assert "text" in exported({"id": ann.open, "kind": "json"}, ANN) and "token" in where(reply.id, ANN)
+    written = actions.written(session, tabs)
+    assert written(reply.id, BOB) is None and written(reply.id, ANN) == reply.text and written("\ud83d", ANN) is None
     # Neither the address of her conversation nor the name of her tab opens it to him.
     do.enter(ann.open, visitor("bob", "second"))
     assert tabs.at(visitor("bob", "second")).open == bob.open

@@ -15,6 +15,7 @@ from chat import presets
 from chat.disk import storable
 from chat.library import TEMPORARY
 from chat.records import Message
+from chat.request import Busy
 from chat.session import Session
 from chat.settings import NAMES, Settings
 from chat.ui import reply, settings, thinking
@@ -324,7 +325,7 @@ def _await_entered(tab: Tab) -> None:
     end = time.monotonic() + ENTER_SECONDS
     while not tab.entered:
         if time.monotonic() > end:
-            raise hsd.HsdError("The page is still being opened.", "Send the message again.")
+            raise Busy("The page is still being opened.", lambda: tab.entered, "Send the message again.")
         time.sleep(0.02)
 
 

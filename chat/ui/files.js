@@ -14,6 +14,9 @@
     say.timer = setTimeout(() => notice.remove(), 8000);
   };
 
+  // It goes with the next thing that is typed; what a file adds is not typed.
+  addEventListener("input", (event) => { if (event.isTrusted) document.getElementById("file-notice")?.remove(); });
+
   const add = async (file) => {
     const area = box();
     if (!area) return;

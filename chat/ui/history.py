@@ -156,8 +156,10 @@ def stage(live: Live, growing: Growing, *, loading: bool) -> str:
     parts = running(live, growing, loading=loading)
     prose = "prose " if parts.settled else ""
     return (
-        f'<div data-reply="{escape(live.message_id)}"><div class="lead">{parts.lead}</div>'
-        f'<div class="{prose}settled">{parts.settled}</div><div class="rest">{parts.rest}</div></div>'
+        f'<div data-reply="{escape(live.message_id)}" data-id="{escape(live.message_id)}">'
+        f'<div class="lead">{parts.lead}</div><div class="{prose}settled">{parts.settled}</div>'
+        f'<div class="rest">{parts.rest}</div>'
+        f'<div class="foot"><span class="tools">{_button("copy", "Copy")}</span></div></div>'
     )
 
 

@@ -90,7 +90,7 @@ def _middle(session: Session, tabs: Tabs) -> dict[str, Any]:
         running = _html(
             elem_id="running",
             js_on_load=CLICKS + "hsdStream(element, server);",
-            server_functions=[growing.server_function(session, tabs)],
+            server_functions=[growing.server_function(session, tabs), actions.written(session, tabs)],
         )
         waiting = _html(elem_id="waiting", js_on_load=CLICKS)
         with gr.Column(elem_id="composer"):

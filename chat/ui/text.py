@@ -13,12 +13,13 @@ from markdown_it import MarkdownIt
 from markdown_it.renderer import RendererHTML
 from markdown_it.token import Token
 
+from chat.disk import storable
 from chat.ui import math
 
 
 def escape(text: object) -> str:
     """Text for the inside of an element or of a quoted attribute."""
-    return html.escape(str(text), quote=True)
+    return html.escape(storable(str(text)), quote=True)
 
 
 class _Renderer(RendererHTML):

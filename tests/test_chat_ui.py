@@ -145,6 +145,7 @@ def test_prices_and_variables_are_no_formulas(text: str) -> None:
         r"\$5 and 6\$",
         r"\[1\](https://a.example)",
         r"\( \) and \[ \]",
+        "$.get(x);$.post(y), $_/$HOME",
         "$$ is the pid\n\nof $$ it",
     ],
 )
@@ -159,6 +160,9 @@ def test_a_dollar_that_belongs_to_money_or_a_shell_stays_a_dollar(text: str) -> 
         (r"$x = 5\$$", r"x = 5\$"),
         (r"$$\$5$$", r"\$5"),
         ("设$x$为整数", "x"),
+        ("H$_2$O", "_2"),
+        (r"90$^\circ$C", r"^\circ"),
+        (r"5$\times$ faster than $HOME", r"\times"),
         ("the $n$th", "n"),
         ("from $5 to ($x$)", "x"),
         ("it costs $10, so **$y$**", "y"),

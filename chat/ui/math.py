@@ -18,10 +18,11 @@ from markdown_it.token import Token
 # One dollar is more often a price or a variable of a shell. Pandoc's rule: a formula touches no blank on its inside,
 # and no digit follows it. In addition, a letter or digit before the opening dollar makes it a currency (`US$`), and
 # what makes the closing dollar a variable (`$A/$B`, `${A}/${B}`, `$(a)/$(b)`) makes the formula none; `$n$th` is one.
-# Code spans and links take precedence.
+# Code spans and links take precedence. An index or a power alone may stand anywhere: `H$_2$O`, `90$^\circ$C`.
 _DOLLARS = re.compile(
     r"""
-    (?<![0-9A-Za-z_$]) \$ (?![\s$@\#?])
+    (?<!\$) \$ (?P<script> [_^] (?: [0-9A-Za-z+-] | \{[^{}$\n]{1,99}\} | \\[A-Za-z]+ ) ) \$ (?!\$)
+    | (?<![A-Za-z_$]) (?: (?<![0-9]) | (?=\$\\[A-Za-z]) ) \$ (?! [\s$@\#?] | \.[A-Za-z] )
     (?P<tex> (?: \\(?:text|mbox)\{[^{}\n`]{0,99}\} | \\[^\n] | (?!\]\() [^\\$\n`] ){1,999}? )
     (?<!\s) \$ (?! [0-9$_{(] | (?!(?:th|st|nd|rd|s)\b) [A-Za-z] )
     """,
@@ -74,10 +75,11 @@ def _single(state: StateInline) -> tuple[str, int] | None:
     found = _DOLLARS.match(state.src, state.pos, state.posMax)
     if not found:
         return None
-    bare = re.sub(r"\\.", "", found["tex"])
-    if _PRICE.fullmatch(found["tex"]) or bare.count("{") != bare.count("}"):
+    tex = found["script"] or found["tex"]
+    bare = re.sub(r"\\.", "", tex)
+    if _PRICE.fullmatch(tex) or bare.count("{") != bare.count("}"):
         return None
-    return found["tex"], found.end()
+    return tex, found.end()
 
 
 def _block(state: StateBlock, start: int, end: int, silent: bool) -> bool:

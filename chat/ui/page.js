@@ -270,8 +270,11 @@
   const lastReply = () => [...document.querySelectorAll("#history .reply")].at(-1);
   const expect = () => { awaited = lastReply()?.dataset.id ?? ""; };
   addEventListener("click", (event) => {
-    if (event.target.closest?.("#message .submit-button")) following = true;
     if (event.target.closest?.("#message .submit-button, [data-action=again], .rewrite .send")) expect();
+  }, true);
+  // A click on Send is also made by people who read further up.
+  addEventListener("keydown", (event) => {
+    if (event.target.closest?.("#message") && hsdSends(event)) following = true;
   }, true);
   const speak = () => {
     const reply = lastReply();

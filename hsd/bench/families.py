@@ -205,7 +205,12 @@ def _from_files(device: str, ask: BenchRequest) -> dict[str, Any]:
 
 def questions(count: int = PROMPTS) -> list[str]:
     """Prompts for the built-in family that are in no training text."""
-    lines = (files("hsd.builtin") / "data" / "held_out_howto.jsonl").read_text(encoding="utf-8").split("\n")
+    lines = (
+        (files("hsd.builtin") / "data" / "held_out_howto.jsonl")
+        .read_text(encoding="utf-8")
+        .removesuffix("\n")
+        .split("\n")
+    )
     return [json.loads(line)["asked"] for line in lines[:count]]
 
 

@@ -91,6 +91,40 @@ def config(shape: str = "llama", width: int = 32, layers: int = 2, vocab: int = 
             return tf.MixtralConfig(**common, num_local_experts=4)
         case "mamba":
             return tf.MambaConfig(vocab_size=vocab, hidden_size=width, num_hidden_layers=layers, state_size=8)
+        case "mamba-2" | "falcon-mamba":
+            kind = tf.Mamba2Config if shape == "mamba-2" else tf.FalconMambaConfig
+            heads = dict(num_heads=8, head_dim=width // 4, n_groups=1, chunk_size=8) if shape == "mamba-2" else {}
+            sizes = dict(vocab_size=vocab, hidden_size=width, num_hidden_layers=layers, state_size=8)
+            return kind(**sizes, **heads, initializer_range=0.4)
+        case "jamba":
+            mamba = dict(mamba_d_state=8, use_mamba_kernels=False, num_experts=2)
+            places = dict(attn_layer_period=2, attn_layer_offset=1, expert_layer_period=2, expert_layer_offset=1)
+            return tf.JambaConfig(**common, **mamba, **places)
+        case "bamba":
+            mamba = dict(
+                mamba_n_heads=8, mamba_d_head=width // 4, mamba_d_state=8, mamba_n_groups=1, mamba_chunk_size=8
+            )
+            return tf.BambaConfig(**common, **mamba, attn_layer_indices=[1])
+        case "phi3" | "phimoe":
+            rope = dict(rope_type="longrope", rope_theta=1e4, original_max_position_embeddings=64)
+            rope |= dict(short_factor=[1.0] * (width // 8), long_factor=[4.0] * (width // 8))
+            more = dict(original_max_position_embeddings=64, rope_parameters=rope)
+            if shape == "phi3":
+                return tf.Phi3Config(**{**common, "pad_token_id": 0}, **more)
+            rope |= dict(short_mscale=1.0, long_mscale=1.3)
+            return tf.PhimoeConfig(**common, **more, num_local_experts=2, num_experts_per_tok=1)
+        case "llama-longrope":
+            rope = dict(rope_type="longrope", rope_theta=1e4, factor=4.0, original_max_position_embeddings=64)
+            rope |= dict(short_factor=[1.0] * (width // 8), long_factor=[4.0] * (width // 8))
+            return tf.LlamaConfig(**common, rope_parameters=rope)
+        case "recurrent-gemma":
+            return tf.RecurrentGemmaConfig(**{**common, "num_hidden_layers": 3}, head_dim=width // 4, lru_width=width)
+        case "gpt-1" | "gpt-2":
+            kind = tf.OpenAIGPTConfig if shape == "gpt-1" else tf.GPT2Config
+            return kind(vocab_size=vocab, n_embd=width, n_layer=layers, n_head=4, n_positions=context, eos_token_id=END)
+        case "bert":
+            bert = {k: v for k, v in common.items() if k != "num_key_value_heads"}
+            return tf.BertConfig(**{**bert, "pad_token_id": 0})
         case "qwen3-next":
             return tf.Qwen3NextConfig(
                 **{**common, "num_hidden_layers": 4},

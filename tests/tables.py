@@ -36,7 +36,7 @@ class TableModel:
     Row `V` of the first axis stands for "there was only one token".
     """
 
-    kind, dtype, cuttable = "table", "float32", True
+    kind, dtype, cuttable, single = "table", "float32", True, False
     device = torch.device("cpu")
 
     def __init__(self, name: str, table: np.ndarray, context: int = 4096) -> None:

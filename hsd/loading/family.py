@@ -11,6 +11,7 @@ from hsd.errors import ConfigError, LoadError
 from hsd.memory import MemoryFit
 from hsd.prompts import Tokenizer, thinks
 from hsd.runtime import LanguageModel, wrap
+from hsd.runtime.rope import reads_anew, switch_length
 from hsd.types import LOOKUP, Dropped, FamilyInfo, check_name
 
 _UNSPOKEN = 64
@@ -122,9 +123,11 @@ def assemble(
     out = list(dropped)
     vocab = max(tokenizer.get_vocab().values()) + 1
     *drafts, target = models
-    context = min([family.context, *(_positions(models[name]) for name in (target,))])
+    context = min(family.context, _positions(models[target]), _steady(models[target]))
     try:
         wrapped = {target: wrap(target, models[target], context)}
+    except LoadError:
+        raise
     except Exception as error:
         said = (str(error) or type(error).__name__).splitlines()[0]
         raise LoadError(f"The target '{target}' is no causal language model: {said}.", "Choose another.") from error
@@ -132,7 +135,7 @@ def assemble(
     vocab = min(vocab, wrapped[target].vocab)
     end_ids = _end_ids(models[target], tokenizer)
     vocab, unspoken = _shared_vocab(vocab, [models[name] for name in drafts], tokenizer, end_ids)
-    notes = (*_notes(family, context, wrapped[target]), *unspoken)
+    notes = (*_notes(family, context, wrapped[target], models[target]), *unspoken)
     for name in drafts:
         try:
             reason = _unusable(name, models[name], context, vocab)
@@ -142,6 +145,8 @@ def assemble(
                     wrapped[name] = model
                     continue
                 reason = "its cache cannot be cut back after a rejection (a recurrent or hybrid model)"
+        except LoadError as error:
+            reason = error.message.rstrip(".")
         except Exception as error:  # a draft is never worth the family, whatever is wrong with it
             reason = f"it cannot be used: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
         out.append(Dropped(name, f"Left out: {reason}."))
@@ -159,13 +164,23 @@ def assemble(
     )
 
 
-def _notes(family: Family, context: int, target: LanguageModel) -> tuple[str, ...]:
+def _notes(family: Family, context: int, target: LanguageModel, model: Any) -> tuple[str, ...]:
     notes = []
-    if context < family.context:
+    if context < family.context and context < _positions(model):
+        notes.append(
+            f"The context is {context} tokens: in longer texts '{target.name}' turns all positions by other factors, "
+            "which its cached tokens do not follow."
+        )
+    elif context < family.context:
         notes.append(f"The context is {context} tokens: '{target.name}' was not made for {family.context}.")
     if not target.cuttable:
         notes.append(
             f"'{target.name}' decodes plainly: its cache cannot be cut back after a rejection, so drafts cannot help."
+        )
+    if target.single:
+        notes.append(
+            f"'{target.name}' reads what is behind its cache token by token, because wider passes would ignore the "
+            "text before: long prompts take a while."
         )
     return tuple(notes)
 
@@ -215,6 +230,13 @@ def _positions(model: Any) -> int:
     config: Any = getattr(model, "config", None)
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
     return int(getattr(text, "max_position_embeddings", None) or 1 << 30)
+
+
+def _steady(model: Any) -> int:
+    """Longest text for which positions are turned by one set of factors, or read anew beyond it; else very many."""
+    config = getattr(model, "config", None)
+    limit = None if config is None else switch_length(config)
+    return 1 << 30 if limit is None or reads_anew(model) else limit
 
 
 def _parameters(model: Any) -> int:

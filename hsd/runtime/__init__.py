@@ -23,8 +23,17 @@ __all__ = [
 
 
 def wrap(name: str, model: Any, context: int) -> LanguageModel:
-    """The fastest means there is for a loaded transformers model: lean where its shape allows, else its own forward."""
-    from hsd.runtime import lean
+    """The fastest means there is for a loaded transformers model: lean where its shape allows, else its own forward.
+
+    Raises:
+        LoadError: the model cannot go on with a text token by token.
+    """
+    from hsd.runtime import lean, rope
 
     model.eval()
-    return LeanModel(name, model, context) if lean.refusal(model) is None else TransformersModel(name, model, context)
+    if lean.refusal(model) is None:
+        return LeanModel(name, model, context)
+    plain, limit = TransformersModel(name, model, context), rope.switch_length(model.config)
+    if limit is not None and context > limit and rope.reads_anew(model):
+        return rope.SwitchingModel(plain, rope.rotary_modules(model), limit)
+    return plain

@@ -1,7 +1,7 @@
 """The seam between the engine and a model's arithmetic: extend a cache, rewind it, logits of the last positions.
 
-Above this package nothing knows how a step is computed. Three things implement `LanguageModel`: `lean.LeanModel`,
-`fallback.TransformersModel`, and the tables of the tests.
+Above this package nothing knows how a step is computed. `lean.LeanModel`, `fallback.TransformersModel`,
+`rope.SwitchingModel` and the tables of the tests implement `LanguageModel`.
 """
 
 from __future__ import annotations
@@ -74,6 +74,7 @@ class LanguageModel(Protocol):
         context: longest sequence in tokens.
         device: where its logits are.
         cuttable: whether a cache can be rewound without reading again.
+        single: whether tokens behind a cache are read one by one, because wider passes would give other logits.
         kind: how a step is computed ("lean-2", "transformers"), part of what a measured cost is valid for.
         dtype: weights and arithmetic, in words, likewise.
     """
@@ -83,6 +84,7 @@ class LanguageModel(Protocol):
     context: int
     device: torch.device
     cuttable: bool
+    single: bool
     dtype: str
 
     @property

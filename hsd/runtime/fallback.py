@@ -10,6 +10,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hsd.errors import LoadError
+
+_STATES = ("past_key_values", "cache_params", "state")
+"""What transformers' models call their cache, as an argument and in their output."""
+
+_NOTICED = 0.1
+"""Part of what the tokens before change of the logits that an error may be: a state that is not used is all of it."""
+
+_ROUNDED, _ROUNDED_16 = 1e-5, 0.004
+"""Part of the spread of the logits that rounding may change: in float32, and in 16 bits or quantized."""
+
+_BEFORE = 16
+"""Tokens before those that a recurrent state is tried with: behind one token it hardly matters yet."""
+
 
 class TransformersCache:
     """transformers' cache of one sequence, or the state of a recurrent model."""
@@ -50,21 +64,30 @@ class TransformersModel:
         name: its name in the family.
         model: a loaded causal language model.
         context: longest sequence in tokens.
+
+    Raises:
+        LoadError: it keeps no cache, reads in both directions, or gives other logits for three tokens than for one
+            after the other; or it computes no numbers.
     """
 
     kind = "transformers"
 
     def __init__(self, name: str, model: Any, context: int) -> None:
-        self.name = name
-        self.context = context
+        self.name, self.context = name, context
         self.device = model.get_input_embeddings().weight.device
         self.vocab = model.get_output_embeddings().weight.shape[0]
         self.dtype = str(model.dtype).removeprefix("torch.")
         self._model = model
         arguments = inspect.signature(model.forward).parameters
-        self._state_name = "cache_params" if "cache_params" in arguments else "past_key_values"
+        state = next((s for s in _STATES if s in arguments), None)
+        if state is None:
+            raise LoadError(f"'{name}' ({type(model).__name__}) keeps no cache: it cannot go on with a text.", _OTHER)
+        self._state_name = state
         self._keeps_logits = "logits_to_keep" in arguments
-        self.cuttable = self._state_name == "past_key_values" and self._can_cut()
+        self._takes_positions = "position_ids" in arguments
+        self._exact = model.dtype == torch.float32 and not getattr(model, "is_quantized", False)
+        self.cuttable, self.single = False, False
+        self._try_out()
 
     def new_cache(self) -> TransformersCache:
         return TransformersCache(self.cuttable)
@@ -72,36 +95,95 @@ class TransformersModel:
     @torch.inference_mode()
     def forward(self, ids: Sequence[int], cache: TransformersCache, last: int) -> Tensor:
         """See `LanguageModel.forward`."""
+        if not (self.single and cache.length):
+            return self._pass(ids, cache, last)
+        rows = [self._pass([token], cache, 1) for token in ids]
+        return torch.cat(rows[len(rows) - last :]) if last else rows[-1][:0]
+
+    def _pass(self, ids: Sequence[int], cache: TransformersCache, last: int) -> Tensor:
         # Taken out while the pass runs: one that fails half-way has written some layers and not others.
         state, length, cache.state, cache.length = cache.state, cache.length, None, 0
         if state is None and self.cuttable:
             state = _full_cache()
-        extra = {"logits_to_keep": max(last, 1)} if self._keeps_logits else {}
-        output = self._model(
-            torch.tensor([ids], device=self.device), use_cache=True, **{self._state_name: state}, **extra
-        )
-        cache.state, cache.length = output[self._state_name], length + len(ids)
+        extra: dict[str, Any] = {self._state_name: state}
+        if self._keeps_logits:
+            extra["logits_to_keep"] = max(last, 1)
+        if self._takes_positions:  # as `generate` does: some hybrid models count them wrongly
+            extra["position_ids"] = torch.arange(length, length + len(ids), device=self.device).unsqueeze(0)
+        output = self._model(torch.tensor([ids], device=self.device), use_cache=True, **extra)
+        kept = output.get(self._state_name)
+        if kept is None:
+            raise RuntimeError("it keeps no cache")
+        cache.state, cache.length = kept, length + len(ids)
         return output.logits[0, output.logits.shape[1] - last :].float()
 
-    def _can_cut(self) -> bool:
-        """Reads, cuts and reads again, and compares with reading at once.
+    def _try_out(self) -> None:
+        """Finds out how the model may be read, by reading a few tokens in several ways.
 
-        What the cache says of itself misleads (static layers say no, sliding windows yes, some recurrent layers
-        change their mind), so it is tried: four tokens, two of them cut and replaced.
+        What a cache says of itself misleads (static layers say no, sliding windows yes, some recurrent layers change
+        their mind, some use their state only in passes over one token), so it is tried.
         """
-        vocab = max(self.vocab, 8)
-        first, second = [1, 2, 3, 4], [5 % vocab, 6 % vocab]
-        self.cuttable = True
+        if self._state_name == "past_key_values":
+            self.cuttable = True  # with a cache that keeps every position
+            try:
+                if self._difference() is None:
+                    return
+            except Exception:  # a model that wants a cache of its own kind
+                pass
+            self.cuttable = False
         try:
-            cut, fresh = self.new_cache(), self.new_cache()
-            self.forward(first, cut, 1)
-            cut.rewind(2)
-            after_cut = self.forward(second, cut, 1)
-            at_once = self.forward(first[:2] + second, fresh, 1)
-        except Exception:
-            return False
-        scale = at_once.abs().max().clamp(min=1e-6)
-        return bool((after_cut - at_once).abs().max() <= 0.05 * scale)
+            wrong = self._difference()
+            if wrong == _PIECES:
+                self.single = True
+                wrong = self._difference()
+        except Exception as error:
+            said = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+            hint = "Try 'quantization: none'." if getattr(self._model, "is_quantized", False) else _OTHER
+            raise LoadError(
+                f"'{self.name}' ({type(self._model).__name__}) cannot go on with a text token by token: {said}.", hint
+            ) from error
+        if wrong:
+            hint = _DAMAGED if wrong == _NO_NUMBERS else _OTHER
+            raise LoadError(f"'{self.name}' ({type(self._model).__name__}) {wrong}.", hint)
+
+    def _difference(self) -> str | None:
+        """What is wrong with reading in pieces, in words; None if it gives what reading at once gives.
+
+        Where the cache can be cut, two further tokens are read and cut away between the pieces. The last token is the
+        first again: how much its logits change behind the others says how much an error matters.
+        """
+        ids = _some_ids(self._model.config, self.vocab)
+        before = ids[:1] if self.cuttable else ids[:_BEFORE]
+        rest, others = [ids[-1], ids[0]], ids[-3:-1]
+        at_once = self.forward(before + rest, self.new_cache(), len(before) + 2)
+        cache = self.new_cache()
+        first = self.forward(before, cache, 1)
+        if self.cuttable:
+            self.forward(others, cache, 1)
+            cache.rewind(1)
+        second = self.forward(rest, cache, 2)
+        if not (at_once.isfinite().all() and first.isfinite().all()):
+            return _NO_NUMBERS
+        most = (_ROUNDED if self._exact else _ROUNDED_16) * (at_once - at_once.mean(-1, keepdim=True)).abs().max()
+        if self.cuttable or not self._exact:
+            most = torch.maximum(most, _NOTICED * (at_once[-1] - at_once[0]).abs().max())
+        if (first - at_once[-3:-2]).abs().max() > most:
+            return _BOTH_WAYS
+        return None if (second - at_once[-2:]).abs().max() <= most else _PIECES
+
+
+_NO_NUMBERS = "computes no finite numbers"
+_BOTH_WAYS = "reads in both directions, so it cannot go on with a text"
+_PIECES = "gives other logits for tokens that it reads one after the other than for the same tokens at once"
+_OTHER = "Choose a model that is made for writing text (a causal language model)."
+_DAMAGED = "Its weights are damaged, or its dtype is too small for them: fetch it anew, or try 'dtype: float32'."
+
+
+def _some_ids(config: Any, vocab: int) -> list[int]:
+    """Ids from all over the vocabulary, no padding: some models leave it out of their positions."""
+    known = [i for i in range(vocab) if i != getattr(config, "pad_token_id", None)]
+    count = _BEFORE + 3
+    return [known[len(known) * (7 * i % count + 1) // (count + 2)] for i in range(count)]
 
 
 def _full_cache() -> Any:

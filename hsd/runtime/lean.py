@@ -74,7 +74,7 @@ class LeanModel:
         context: longest sequence in tokens.
     """
 
-    cuttable = True
+    cuttable, single = True, False
 
     def __init__(self, name: str, model: Any, context: int) -> None:
         config = model.config

@@ -147,7 +147,8 @@ class Reader:
             if stop():
                 return False
             start = self.cache.length
-            self._forward(sequence[start : start + PREFILL_WIDTH], 0)
+            width = 1 if start and self.model.single else PREFILL_WIDTH
+            self._forward(sequence[start : start + width], 0)
         return True
 
     def draft(

@@ -8,7 +8,6 @@ import platform
 import shutil
 import subprocess
 import warnings
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,6 +69,7 @@ class Machine:
 def report(data_dir: str | os.PathLike[str] | None = None) -> dict[str, Any]:
     """Facts about the machine and advice, as plain values."""
     import torch
+    from huggingface_hub import constants
 
     folder = data_folder(data_dir)
     machine = examine(folder)
@@ -91,7 +91,7 @@ def report(data_dir: str | os.PathLike[str] | None = None) -> dict[str, Any]:
         "disk": f"{machine.disk_free / 1e9:.1f} GB free",
         "models.yaml": str(default_path()),
         "model cache": str(hub_folder()),
-        "downloads": "off (HF_HUB_OFFLINE)" if _offline() else "allowed",
+        "downloads": "off (HF_HUB_OFFLINE)" if constants.HF_HUB_OFFLINE else "allowed",
     }
     if os.environ.get(LIMIT):
         facts["memory limit"] = f"{os.environ[LIMIT]} GB ({LIMIT})"
@@ -248,11 +248,6 @@ def _driver() -> str:
 def _line(card: Card) -> str:
     kind = f", compute capability {card.capability[0]}.{card.capability[1]}" if card.capability[0] else ""
     return f"{card.name}, {card.free / 1e9:.1f} of {card.total / 1e9:.1f} GB free{kind}"
-
-
-def _offline(environment: Mapping[str, str] | None = None) -> bool:
-    given = (environment or os.environ).get("HF_HUB_OFFLINE", "")
-    return given.upper() in ("1", "ON", "YES", "TRUE")
 
 
 def _version(package: str) -> str:

@@ -19,6 +19,7 @@ import models as tiny
 import pytest
 import test_loading as folders
 from hub_server import COMMIT, Hub
+from huggingface_hub import constants
 
 import hsd
 
@@ -35,7 +36,7 @@ constants.DOWNLOAD_CHUNK_SIZE = 65536  # it writes every 10 MB; the models here 
 print(json.dumps("ready"), flush=True)
 for line in sys.stdin:
     ask = json.loads(line)
-    os.environ["HF_HUB_CACHE"] = ask.pop("cache")
+    constants.HF_HUB_CACHE = ask.pop("cache")
     limit = ask.pop("limit", None)
     spec, steps = ModelSpec("big", **ask), []
     def tell(step, held, size):
@@ -138,7 +139,7 @@ def test_a_first_download_says_how_far_and_then_the_family_works_offline(hub, cl
     again = client.fetch(tmp_path / "cache", "org/good")
     assert again["folder"] == done["folder"] and len(hub.requests) == before, "what is on disk is used unasked"
     # This program is offline.
-    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     family = tmp_path / "models.yaml"
     family.write_text("families: {f: {context: 128, models: {big: org/good}}}")
     seen: list[hsd.LoadProgress] = []
@@ -186,7 +187,7 @@ def test_a_connection_that_breaks_is_taken_up_again(hub, client, tmp_path):
         ("org/good", {"revision": "v9"}, "no revision 'v9'", "branch"),
         ("org/pickled", {}, "has no safetensors, but pytorch_model.bin", "choose a model with"),
         ("org/broken", {}, "status 500", "Try again later"),
-        ("org/huge", {}, "needs 20000000.0 GB more on the disk", "HF_HOME"),
+        ("org/huge", {}, "needs 20000000.0 GB more on the disk", "HF_HUB_CACHE"),
         ("org/short", {}, "arrived damaged", "fetch it anew"),
         ("org/corrupt", {}, "its checksum is not the one", "fetch it anew"),
         ("org/full", {"limit": 1_000_000}, "The disk is full", "what has arrived is kept"),
@@ -223,7 +224,7 @@ def test_weights_without_a_tokenizer_are_enough_offline(hub, tmp_path, monkeypat
     ]:
         (snapshot / file.name).write_bytes(file.read_bytes())
     (snapshot / "tokenizer_config.json").unlink()
-    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     assert fetch(ModelSpec("draft", "org/draft", revision=COMMIT)) == snapshot
     weights_of = sorted(snapshot.glob("*.safetensors"))
     weights_of[0].unlink()

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
+import re
+from collections.abc import Collection
 from pathlib import Path
 
 from hsd.config import ModelSpec
 
 
 def hub_folder() -> Path:
-    """The hub client's cache, where it would put it."""
-    if os.environ.get("HF_HUB_CACHE"):
-        return Path(os.environ["HF_HUB_CACHE"]).expanduser()
-    home = os.environ.get("HF_HOME") or os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "huggingface")
-    return Path(home).expanduser() / "hub"
+    """The hub client's cache: whatever folder the client itself uses."""
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HUB_CACHE)
 
 
 def is_local(spec: ModelSpec) -> bool:
@@ -72,6 +72,7 @@ def damage(folder: Path) -> str | None:
 
     A safetensors file begins with the length of its header, which says where every tensor ends.
     """
+    names = set[str]()
     for file in sorted(folder.glob("*.safetensors")):
         size = file.stat().st_size
         try:
@@ -85,4 +86,25 @@ def damage(folder: Path) -> str | None:
             return f"{file.name} cannot be read: its header is damaged"
         if size != 8 + length + end:
             return f"{file.name} has {size:,} bytes where its header wants {8 + length + end:,}"
+        names |= header.keys()
+    return _lost_part(names)
+
+
+def _lost_part(names: Collection[str]) -> str | None:
+    """A tensor that bitsandbytes stores beside other weights, and that is missing beside one."""
+    parts: dict[str, set[str]] = {}
+    for name in names:
+        found = _PART.fullmatch(name)
+        if found:
+            parts.setdefault(found[1], set()).add(found[2])
+    wanted = {"weight"}.union(*parts.values())
+    for layer, held in sorted(parts.items()):
+        lost = sorted(part for part in wanted - held if f"{layer}.{part}" not in names)
+        if lost:
+            return f"{layer}.{lost[0]} is missing in its files"
     return None
+
+
+_PART = re.compile(
+    r"(.+)\.(weight\.(?:nested_)?(?:absmax|quant_map)|weight\.quant_state\.bitsandbytes__\w+|SCB|weight_format)"
+)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from hsd.config import Family, ModelSpec
 from hsd.errors import HsdError
 from hsd.loading.cache import on_disk
-from hsd.loading.shapes import Shape, shape_of
+from hsd.loading.shapes import Shape, shape_of, stored_by
 from hsd.memory import MemoryFit, ModelMemory
 from hsd.planning import best_plan, with_priors
 
@@ -62,6 +62,7 @@ def fit(family: Family, place: Place, dtype: str | None = None) -> MemoryFit:
         place: where to, and how much is free there.
         dtype: overrides the file's dtypes.
     """
+    family = dataclasses.replace(family, models=tuple(stored_by(spec) for spec in family.models))
     result = _fit(family, place, dtype, packed=False)
     if not result.fits and place.kind != "cuda" and any(m.quantization != "none" for m in family.models):
         return _fit(family, place, dtype, packed=True)
@@ -176,6 +177,8 @@ def _weights(shape: Shape, spec: ModelSpec, place: Place, dtype: str | None, pac
     """Bytes of a model's weights in memory."""
     size = _SIZES[_computes_in(shape, spec, place, dtype)]
     wide = (shape.embedding + shape.head + shape.other) * size
+    if shape.stored and (place.kind == "cuda" or not shape.needs_gpu):
+        return wide + shape.linear * shape.stored
     if spec.quantization == "none" or (place.kind != "cuda" and not packed):
         kept = place.kind == "cpu" and size == 2 and spec.quantization != "none" and _native_possible()
         return wide + shape.linear * size + (_kept(shape.linear, spec.quantization) if kept else 0)
@@ -266,8 +269,10 @@ def _shorter(
 
 
 def _download(spec: ModelSpec, shape: Shape | None) -> float:
-    """Bytes of a model's files on the hub, about: two for each parameter."""
-    return 0.0 if shape is None else 2.0 * (shape.parameters + shape.vision)
+    """Bytes of a model's files on the hub, about: two for each parameter that is not stored in fewer."""
+    if shape is None:
+        return 0.0
+    return 2.0 * (shape.parameters + shape.vision - shape.linear) + (shape.stored or 2.0) * shape.linear
 
 
 def _verdict(fit: MemoryFit, wanted: float) -> str:

@@ -115,13 +115,13 @@ def _of_the_machine(name: str, chain: list[BaseException]) -> LoadError | None:
     if full is not None:
         return LoadError(
             f"The disk is full: {name} could not be written to {hub_folder()} ({full.strerror}).",
-            "Free some, or set HF_HOME to a folder on a larger disk; what has arrived is kept.",
+            "Free some, or set HF_HUB_CACHE to a folder on a larger disk; what has arrived is kept.",
         )
     denied = next((e for e in chain if isinstance(e, PermissionError)), None)
     if denied is not None:
         return LoadError(
             f"{name} cannot be written or read: {denied.filename or hub_folder()} is not this user's.",
-            "Change its owner, or set HF_HOME to a folder of your own.",
+            "Change its owner, or set HF_HUB_CACHE to a folder of your own.",
         )
     return None
 
@@ -140,9 +140,24 @@ def _of_the_model(name: str, chain: list[BaseException], text: str) -> LoadError
             f"{name} is of a kind that transformers {transformers.__version__} does not know as a language model.",
             "Choose another model, or update the packages.",
         )
+    if "automatic conversion of the weights" in said:
+        return LoadError(
+            f"{name} cannot be loaded: its quantized weights are not whole, or not of the shapes in config.json.",
+            "Fetch it anew: delete its folder.",
+        )
+    if "instantiate the backend tokenizer" in said or "load tokenizer for" in said:
+        return no_tokenizer(name)
     if "safetensors" in said and ("header" in said.lower() or "incomplete" in said.lower()):
         return LoadError(f"{name} cannot be loaded: {_first_line(chain[0])}.", "Fetch it anew: delete its folder.")
     return None
+
+
+def no_tokenizer(name: str) -> LoadError:
+    """The sentence for a folder of weights alone."""
+    return LoadError(
+        f"{name} has no tokenizer: its files hold no vocabulary.",
+        "Put the tokenizer's files (tokenizer.json, tokenizer_config.json) beside its weights.",
+    )
 
 
 def _first_line(error: BaseException) -> str:

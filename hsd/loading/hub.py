@@ -25,6 +25,7 @@ from tqdm import tqdm
 from hsd.config import ModelSpec
 from hsd.errors import LoadError
 from hsd.loading.cache import folder_of, hub_folder, is_local, local_folder, missing_files
+from hsd.loading.kinds import named_by_files, not_a_model, refused
 
 Tell = Callable[[str, float, float], None]
 """Told the step in words, bytes that are here, bytes in all."""
@@ -53,8 +54,10 @@ def fetch(spec: ModelSpec, tell: Tell = lambda *_: None) -> Path:
     """
     if is_local(spec):
         folder = local_folder(spec)
-        if not (folder / "config.json").is_file():
-            raise LoadError(f"The weights of '{spec.name}' are missing: {folder} holds no model.", "Check its path.")
+        if found := not_a_model(folder):
+            raise refused(spec.name, spec.path, found)
+        if lacks := missing_files(folder):
+            raise refused(spec.name, spec.path, (f"of its files {', '.join(lacks[:3])} are missing", "Restore them."))
         return folder
     here = folder_of(spec)
     weights = here if here is not None and not missing_files(here) else None
@@ -120,13 +123,13 @@ def _listing(api: Any, spec: ModelSpec) -> tuple[list[_File], str]:
             found.append(_File(entry.path, int(size), None if entry.lfs is None else entry.lfs.sha256))
     names = {f.name for f in found}
     endings = (*_SMALL_FILES, ".py") if spec.trust_remote_code else _SMALL_FILES
-    weights = [f for f in found if f.name.endswith(".safetensors") and not f.name.startswith("consolidated")]
+    if other := named_by_files(names):
+        raise refused(spec.name, spec.path, other)
+    weights = [
+        f for f in found if f.name.endswith(".safetensors") and not f.name.startswith(("consolidated", "adapter"))
+    ]
     if not weights:
-        other = sorted(n for n in names if n.endswith((".bin", ".pth", ".pt", ".gguf")))
-        raise LoadError(
-            f"'{spec.name}' ({spec.path}) has no safetensors{f', but {other[0]}' if other else ''}.",
-            "Other formats can run code when they are read; choose a model with safetensors.",
-        )
+        raise refused(spec.name, spec.path, ("it has no safetensors", "Choose a model with safetensors."))
     small = [f for f in found if f.name.endswith(endings)]
     return [*small, *weights], commit
 
@@ -154,7 +157,7 @@ def _room_for(spec: ModelSpec, more: int) -> None:
         raise LoadError(
             f"'{spec.name}' ({spec.path}) needs {more / 1e9:.1f} GB more on the disk, and {free / 1e9:.1f} GB are free "
             f"at {hub_folder()}.",
-            "Free some, or set HF_HOME to a folder on a larger disk.",
+            "Free some, or set HF_HUB_CACHE to a folder on a larger disk.",
         )
 
 

@@ -19,6 +19,7 @@ from hsd.loading.estimate import GB, LEAST_CONTEXT, fit, measured
 from hsd.loading.explain import readable
 from hsd.loading.family import Loaded, assemble
 from hsd.loading.hub import fetch
+from hsd.loading.kinds import cannot_run, config_of, not_a_model, refused
 from hsd.loading.place import device_of, gpus, place_of, sharing
 from hsd.loading.source import check_tokenizer, held_bytes, read_model, read_tokenizer
 from hsd.memory import MemoryFit
@@ -110,7 +111,8 @@ def _load(family: Family, device: str, dtype: str | None, tell: Progress) -> Loa
         dropped += _left_out(found)
     wanted = [m for m in wanted if m.name in folders and m.name not in found.dropped]
     tokenizer = read_tokenizer(target, folders[target.name])
-    family = dataclasses.replace(family, context=min(found.context, family.context))
+    if found.context < found.wanted_context:  # what the target was not made for is told where it is assembled
+        family = dataclasses.replace(family, context=found.context)
     models, weights = dict[str, Any](), dict[str, float]()
     for done, spec in enumerate(wanted):
         step = f"reading {spec.path}"
@@ -146,6 +148,8 @@ def _fetched(spec: ModelSpec, done: int, total: float, tell: Progress) -> Path:
     tell(LoadProgress(spec.name, f"looking for {spec.path}", done, total))
     with readable(spec):
         folder = fetch(spec, told)
+        if found := not_a_model(folder) or cannot_run(config_of(folder)):
+            raise refused(spec.name, spec.path, found)
         wrong = damage(folder)
     if wrong:
         raise LoadError(

@@ -6,6 +6,7 @@ The configuration comes from the model's folder, from the hub's cache, or, for m
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 from collections.abc import Mapping
@@ -17,6 +18,7 @@ import yaml
 
 from hsd.config import ModelSpec
 from hsd.loading.cache import folder_of
+from hsd.loading.kinds import bitsandbytes_of, config_of, stored_bytes, unpacked_without_gpu
 
 # What transformers' configuration classes fill in where config.json is silent.
 _TIED = {"qwen3": False, "qwen2": False, "llama": False, "mistral": False, "gemma3_text": True}
@@ -43,6 +45,9 @@ class Shape:
         vocab: rows of the embedding.
         positions: longest sequence the model was made for; 0 where nothing is said.
         exact: False where `linear` was guessed from the size of the files.
+        stored: bytes of a linear weight in a checkpoint that is stored quantized (AWQ, GPTQ, FP8 …), with its scales; 0
+            where it is stored as it is, or by bitsandbytes.
+        needs_gpu: such weights are unpacked where there is no GPU.
     """
 
     embedding: int
@@ -60,11 +65,20 @@ class Shape:
     vocab: int
     positions: int
     exact: bool = True
+    stored: float = 0.0
+    needs_gpu: bool = False
 
     @property
     def parameters(self) -> int:
         """All that is loaded."""
         return self.embedding + self.head + self.linear + self.other
+
+
+def stored_by(spec: ModelSpec) -> ModelSpec:
+    """The model, with the quantization that bitsandbytes stored its folder in, whatever models.yaml says."""
+    folder = folder_of(spec)
+    stored = None if folder is None else bitsandbytes_of(config_of(folder))
+    return spec if stored is None else dataclasses.replace(spec, quantization=stored)
 
 
 def shape_of(spec: ModelSpec) -> Shape | None:
@@ -140,6 +154,8 @@ def counted(config: Mapping[str, Any]) -> Shape | None:
         intermediate=inner,
         vocab=vocab,
         positions=int(text.get("max_position_embeddings") or 0),
+        stored=stored_bytes(dict(config)),
+        needs_gpu=unpacked_without_gpu(dict(config)),
     )
 
 
@@ -164,12 +180,12 @@ def _by_files(config: Mapping[str, Any], folder: Path) -> Shape | None:
     heads = int(text.get("num_attention_heads") or 1)
     if not size:
         return None
-    parameters = size // wide
-    embedding = min(vocab * hidden, parameters)
+    stored = stored_bytes(dict(config))
+    embedding = min(vocab * hidden, size // wide)
     return Shape(
         embedding=embedding,
         head=0,
-        linear=parameters - embedding,
+        linear=int((size - wide * embedding) / (stored or wide)),
         rows=0,
         other=0,
         vision=0,
@@ -182,4 +198,6 @@ def _by_files(config: Mapping[str, Any], folder: Path) -> Shape | None:
         vocab=vocab,
         positions=int(text.get("max_position_embeddings") or 0),
         exact=False,
+        stored=stored,
+        needs_gpu=unpacked_without_gpu(dict(config)),
     )

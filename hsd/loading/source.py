@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +12,9 @@ import torch
 
 from hsd.config import ModelSpec
 from hsd.errors import LoadError
-from hsd.loading.explain import readable
+from hsd.loading.explain import no_tokenizer, readable
 from hsd.loading.hub import fetch
+from hsd.loading.kinds import config_of, quantization_of
 from hsd.loading.place import fast_bf16
 from hsd.prompts import Tokenizer
 from hsd.runtime.packed import ATTRIBUTE, attach, collect
@@ -35,9 +35,17 @@ def read_tokenizer(spec: ModelSpec, folder: Path | None = None) -> Any:
         tokenizer = AutoTokenizer.from_pretrained(
             str(folder or fetch(spec)), trust_remote_code=spec.trust_remote_code, local_files_only=True
         )
+    if not _has_words(tokenizer):
+        raise no_tokenizer(f"'{spec.name}' ({spec.path})")
     # Too long a prompt is the engine's to refuse, with the numbers; transformers would only warn.
     tokenizer.model_max_length = 1 << 30
     return tokenizer
+
+
+def _has_words(tokenizer: Any) -> bool:
+    """Whether there are tokens of text: without its files transformers makes a tokenizer of special tokens alone."""
+    ids = set(tokenizer.get_vocab().values())
+    return bool(ids - set(tokenizer.get_added_vocab().values()) - set(tokenizer.all_special_ids))
 
 
 def read_model(
@@ -68,17 +76,21 @@ def read_model(
     first = "cpu" if unpack else device
     with readable(spec), _watched(share), _hushed():
         files = Path(folder or fetch(spec))
-        model = AutoModelForCausalLM.from_pretrained(
+        model, info = AutoModelForCausalLM.from_pretrained(
             str(files),
             dtype=_dtype(spec, first, dtype),
             # What is stored in 4 or 8 bits says itself how, unless it is contradicted, be it by None.
-            **({} if _stored_small(files) else {"quantization_config": _quantization(spec, first, dtype)}),
+            **({} if quantization_of(config_of(files)) else {"quantization_config": _quantization(spec, first, dtype)}),
             # accelerate places the weights: on one device, or spread over all of them.
             device_map=first if first == "balanced" else {"": first},
             use_safetensors=True,
             local_files_only=True,
             trust_remote_code=spec.trust_remote_code,
+            # What is missing or of another shape is told below; on its own transformers draws it at random.
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
         )
+        complete(spec, model, info)
         model = language_part(model)
         # A folder may say itself that it is stored in 4 or 8 bits, whatever models.yaml says.
         small = spec.quantization != "none" or getattr(model, "is_quantized", False)
@@ -95,9 +107,65 @@ def read_model(
     return model
 
 
+def complete(spec: ModelSpec, model: Any, info: Mapping[str, Any]) -> None:
+    """Makes sure that every weight of a model came from its files, as finite numbers.
+
+    Args:
+        spec: which model.
+        model: as transformers loaded it; tied weights are tied.
+        info: transformers' report of the loading.
+
+    Raises:
+        LoadError: tensors are missing, have another shape, are not finite, or belong to a model with other layers.
+    """
+    buffers = {name for name, _ in model.named_buffers()}
+    aside = ("model.vision_tower.", "model.multi_modal_projector.") if _sees_pictures(model) else ()
+    missing = sorted(n for n in info["missing_keys"] if n not in buffers and not n.startswith(aside))
+    other = sorted(entry for entry in info["mismatched_keys"] if not entry[0].startswith(aside))
+    surplus = sorted(n for n in info["unexpected_keys"] if _has_no_place(model, n))
+    if missing:
+        count = sum(1 for _ in model.parameters())
+        why = f"{len(missing)} of its {count} tensors {'are' if len(missing) > 1 else 'is'} missing: {_some(missing)}"
+    elif other:
+        name, stored, wanted = other[0]
+        why = f"{name} has the shape {tuple(stored)} in its files, and config.json wants {tuple(wanted)}"
+        why += f" ({len(other) - 1} more differ)" if len(other) > 1 else ""
+    elif surplus:
+        why = f"config.json says that it has no biases, and its files hold {_some(surplus)}"
+    elif damaged := next((n for n, p in model.named_parameters() if not _finite(p)), None):
+        why = f"{damaged} holds values that are no finite numbers"
+    else:
+        return
+    raise LoadError(f"'{spec.name}' ({spec.path}) cannot be loaded: {why}.", "Restore its files, or fetch it anew.")
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def _has_no_place(model: Any, name: str) -> bool:
+    """Whether a tensor of the files is a bias of a layer that was built without one."""
+    try:
+        layer = model.get_submodule(name.removesuffix(".bias"))
+    except AttributeError:
+        return False
+    return name.endswith(".bias") and isinstance(layer, torch.nn.Linear) and layer.bias is None
+
+
+def _finite(weights: torch.Tensor) -> bool:
+    # A sum reads the weights once and copies nothing; it is not finite if one of them is not.
+    if not weights.is_floating_point() or weights.device.type == "meta":
+        return True
+    return bool(weights.detach().sum(dtype=torch.float32).isfinite())
+
+
+def _sees_pictures(model: Any) -> bool:
+    return type(model).__name__ == "Gemma3ForConditionalGeneration"
+
+
 def language_part(model: Any) -> Any:
     """The text model of one that also sees pictures (Gemma 3): the rest is given back, nobody would use it."""
-    if type(model).__name__ != "Gemma3ForConditionalGeneration":
+    if not _sees_pictures(model):
         return model
     from transformers import Gemma3ForCausalLM
 
@@ -176,25 +244,26 @@ def _quantization(spec: ModelSpec, device: str, dtype: str | None) -> Any:
     )
 
 
-def _stored_small(folder: Path) -> bool:
-    """Whether the weights in a folder are quantized already."""
-    with contextlib.suppress(OSError, ValueError):
-        return "quantization_config" in json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    return False
-
-
 @contextlib.contextmanager
 def _hushed() -> Iterator[None]:
-    """Without what libraries say of weights that are unpacked on purpose, and of kernels that would not be used."""
+    """Without what libraries say of weights that are unpacked on purpose, of kernels that would not be used, and of
+    missing tensors, which are told as an error."""
     loggers = [logging.getLogger(name) for name in ("bitsandbytes", "transformers.integrations.bitsandbytes")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.ERROR)
+    reading = logging.getLogger("transformers.modeling_utils")  # says more at another level, so it keeps its own
+    reading.addFilter(_no_report)
     try:
         yield
     finally:
+        reading.removeFilter(_no_report)
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
+
+
+def _no_report(record: logging.LogRecord) -> bool:
+    return "LOAD REPORT" not in record.getMessage()
 
 
 @contextlib.contextmanager

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from hsd.memory import MemoryFit, ModelMemory
     from hsd.params import SamplingParams
     from hsd.paths import data_dir
+    from hsd.prompts import begun_ids
+    from hsd.thinking import ThinkingSplit, split_thinking, with_thinking
     from hsd.types import (
         Dropped,
         Event,
@@ -42,11 +44,15 @@ _HOME = {
     "find_family": "hsd.config",
     "load_families": "hsd.config",
     "SamplingParams": "hsd.params",
+    "begun_ids": "hsd.prompts",
     "data_dir": "hsd.paths",
     "free_memory": "hsd.machine",
     "memory_fit": "hsd.machine",
     "MemoryFit": "hsd.memory",
     "ModelMemory": "hsd.memory",
+    "ThinkingSplit": "hsd.thinking",
+    "split_thinking": "hsd.thinking",
+    "with_thinking": "hsd.thinking",
     **dict.fromkeys(("ConfigError", "HsdError", "LoadError", "ModelError", "PromptError", "StoreError"), "hsd.errors"),
     **dict.fromkeys(
         (
@@ -94,14 +100,18 @@ __all__ = [
     "Stage",
     "Started",
     "StoreError",
+    "ThinkingSplit",
     "Tokens",
     "__version__",
+    "begun_ids",
     "data_dir",
     "find_family",
     "free_memory",
     "load_families",
     "memory_fit",
     "planning",
+    "split_thinking",
+    "with_thinking",
 ]
 
 

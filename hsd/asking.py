@@ -5,15 +5,16 @@ from __future__ import annotations
 import secrets
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from hsd.candidates import uncapped
 from hsd.errors import ConfigError
 from hsd.generation import Request
 from hsd.params import SamplingParams
 from hsd.planner import Planner
-from hsd.prompts import Prompt
+from hsd.prompts import Prepared, Prompt
 from hsd.replanning import Watch
+from hsd.thinking import Start
 from hsd.types import Plan, ReplyStats, Verification
 
 
@@ -27,6 +28,7 @@ class Asked:
         dropped: oldest turns that were left out of the prompt.
         apart: made with caches of its own, as if nothing had been read before.
         plain: what the same prompt cost when it was decoded plainly, if that was measured.
+        start: where the text of the reply begins.
     """
 
     prompt: tuple[int, ...]
@@ -38,6 +40,7 @@ class Asked:
     dropped: int
     apart: bool = False
     plain: ReplyStats | None = None
+    start: Start = field(default_factory=Start)
 
 
 def ask(
@@ -49,14 +52,14 @@ def ask(
     cancel: threading.Event | None,
     *,
     planner: Planner,
-    fit: Callable[..., tuple[list[int], int]],
+    fit: Callable[..., Prepared],
 ) -> Asked:
     """What a caller wants, checked.
 
     Args:
         messages, params, plan, verification, early_stop, cancel: as for `Engine.stream`.
         planner: knows which plans this family can run.
-        fit: `Prompts.fit` of this family.
+        fit: `Prompts.prepare` of this family.
 
     Raises:
         PromptError: no message, or more of it than the context holds.
@@ -67,8 +70,9 @@ def ask(
         raise ConfigError(f"verification={verification!r} is not known.", "Use 'block' or 'token'.")
     if plan != "auto":
         plan = planner.checked(plan)
-    prompt, dropped = fit(messages, max_tokens=params.max_tokens, thinking=params.thinking)
-    return Asked(tuple(prompt), params, plan, verification, early_stop, cancel or threading.Event(), dropped)
+    made = fit(messages, max_tokens=params.max_tokens, thinking=params.thinking)
+    cancel = cancel or threading.Event()
+    return Asked(tuple(made.ids), params, plan, verification, early_stop, cancel, made.dropped, start=made.start)
 
 
 def complete(asked: Asked, planner: Planner) -> Request:
@@ -101,4 +105,4 @@ def complete(asked: Asked, planner: Planner) -> Request:
     if params.seed is None:
         params = replace(params, seed=secrets.randbits(31))
     rest = (asked.verification, 0.0, stop, forecast, asked.dropped, asked.cancel, asked.plain, watch, frozen)
-    return Request(asked.prompt, params, plan, *rest)
+    return Request(asked.prompt, params, plan, *rest, start=asked.start)

@@ -50,7 +50,7 @@ class Engine:
         self._models = loaded.models
         self._target = loaded.models[list(loaded.models)[-1]]
         self._prompts = Prompts(loaded.tokenizer, loaded.vocab, loaded.family.system)
-        self._fit = partial(self._prompts.fit, context=self._target.context, drop=loaded.family.overflow == "drop")
+        self._fit = partial(self._prompts.prepare, context=self._target.context, drop=loaded.family.overflow == "drop")
         self._conversations = Conversations(loaded.models, min(cache_bytes, loaded.cache_bytes))
         self.planner = Planner(loaded.key, loaded.models, stats)
         self.upgrades = Upgrades(loaded.models, compiled, loaded.vocab)
@@ -290,6 +290,7 @@ class Engine:
             request,
             conversation,
             loaded.tokenizer,
+            marks=self._prompts.marks,
             vocab=loaded.vocab,
             end_ids=loaded.end_ids,
             context=self._target.context,

@@ -16,13 +16,14 @@ from hsd.failures import failed_pass
 from hsd.hierarchy import Hierarchy
 from hsd.kernels import Kernels
 from hsd.levels import Round, TokenSequence, make_levels
+from hsd.marks import Marks, Tokenizer
 from hsd.params import SamplingParams
 from hsd.planning import StopRule
-from hsd.prompts import Tokenizer
 from hsd.replanning import Switch, Watch
 from hsd.runtime import Reader
 from hsd.sampling import Sampler
 from hsd.text import TextStream
+from hsd.thinking import Start
 from hsd.types import (
     LOOKUP,
     Event,
@@ -55,6 +56,7 @@ class Request:
         plain: what the same prompt cost when it was decoded plainly; None leaves the baseline to an estimate.
         watch: may change the plan between two rounds; None keeps it to the end.
         frozen: for a reply with a seed, gives what its plan rests on, JSON; stored with it.
+        start: where the text of the reply begins.
     """
 
     prompt: tuple[int, ...]
@@ -69,6 +71,7 @@ class Request:
     plain: ReplyStats | None = None
     watch: Watch | None = None
     frozen: Callable[[], str] | None = None
+    start: Start = field(default_factory=Start)
 
 
 class _Clock:
@@ -96,6 +99,7 @@ class Generation:
         request: what is asked.
         conversation: caches, turned to the prompt.
         tokenizer: ids to text.
+        marks: of the family; its turns end the reply, too.
         vocab, end_ids, context: of the family.
         device: where the target's logits are.
         kernels: draw and verify in one function each.
@@ -107,6 +111,7 @@ class Generation:
         conversation: Conversation,
         tokenizer: Tokenizer,
         *,
+        marks: Marks,
         vocab: int,
         end_ids: tuple[int, ...],
         context: int,
@@ -135,7 +140,8 @@ class Generation:
         )
         self.plan = request.plan
         self.switches: list[tuple[Switch, int]] = []  # and the rounds before it
-        self._text = TextStream(tokenizer, request.params.stop)
+        stop = dict.fromkeys((*request.params.stop, *marks.end_texts))
+        self._text = TextStream(tokenizer, tuple(stop), marks.thinking, request.start)
         self._ids: list[int] = []
         self._origins: list[str] = []
         self._first_token: float | None = None

@@ -2,40 +2,54 @@
 
 from __future__ import annotations
 
+import contextlib
+import re
 from bisect import bisect_left
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
 
+from hsd.encoding import Encoder
 from hsd.errors import PromptError
+from hsd.marks import Marks, Message, Tokenizer
+from hsd.text import TextStream
+from hsd.thinking import BEGIN, END, Start, Where, overlap, split_thinking, with_thinking
 
-Message = Mapping[str, Any]
 Prompt = str | Sequence[Message] | Sequence[int]
 
-
-class Tokenizer(Protocol):
-    """The part of a transformers tokenizer that the engine uses."""
-
-    chat_template: Any
-    all_special_ids: list[int]
-
-    def encode(self, text: str, add_special_tokens: bool = ...) -> list[int]: ...
-    def decode(self, token_ids: Any, skip_special_tokens: bool = ...) -> Any: ...
-    def get_vocab(self) -> dict[str, int]: ...
-    def apply_chat_template(
-        self, conversation: Any, tokenize: bool = ..., add_generation_prompt: bool = ..., **variables: Any
-    ) -> Any: ...
+_JOINS = 32  # ids of a begun reply that the text behind it may depend on
 
 
-def thinks(tokenizer: Tokenizer) -> bool:
-    """Whether the chat template takes `enable_thinking`, the name that Qwen3 and SmolLM3 gave the switch."""
-    return "enable_thinking" in str(tokenizer.chat_template)
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """What is asked, ready for the engine.
+
+    Args:
+        ids: token ids of the prompt.
+        dropped: oldest turns that were left out to make it fit.
+        start: where the text of the reply begins.
+    """
+
+    ids: list[int]
+    dropped: int = 0
+    start: Start = field(default_factory=Start)
+
+
+@dataclass(frozen=True, slots=True)
+class _Turn:
+    """A message as the template gets it. `ids`: what it was generated as, if that is known."""
+
+    message: Message
+    ids: Sequence[int] = ()
 
 
 class Prompts:
     """Builds the token ids of prompts, and remembers what replies were generated as.
 
     A reply's text need not tokenize to the ids that produced it. So that a conversation's next prompt begins with
-    what the caches hold, replies are put back as the ids that were generated.
+    what the caches hold, replies are put back as the ids that were generated. Only the template, these ids and the
+    marks of a reply's own thinking make control tokens; all other text is encoded as text.
 
     Args:
         tokenizer: the family's tokenizer.
@@ -46,16 +60,19 @@ class Prompts:
 
     def __init__(self, tokenizer: Tokenizer, vocab: int, system: str = "", remember: int = 512) -> None:
         self._tokenizer = tokenizer
-        self._thinks = thinks(tokenizer)
+        self.marks = Marks(tokenizer)
+        self._encoder = Encoder(tokenizer, self.marks.control)
         self._vocab = vocab
         self._system = system
         self._remember = remember
         self._replies: dict[str, tuple[int, ...]] = {}
-        self._ids_in = _encoder(tokenizer)
+        # The end token belongs to the template's text behind the reply, which is tokenized with it.
+        own = {i for i in self.marks.thinking.tokens if i not in self.marks.end_ids}
+        self._ends = (set(tokenizer.all_special_ids) | self.marks.end_ids) - own
 
     def note(self, text: str, ids: Sequence[int]) -> None:
         """Remembers that a reply's text was generated as these ids; not where a stop string cut the text."""
-        if not text or self._tokenizer.decode(list(ids), skip_special_tokens=True) != text:
+        if not text or not self._matches(text, ids):
             return
         self._replies.pop(text, None)
         self._replies[text] = tuple(ids)
@@ -66,27 +83,44 @@ class Prompts:
         """Token ids of a conversation, up to where the assistant's reply begins, or goes on.
 
         Args:
-            messages: role and content each; an assistant's may carry the "token_ids" it was generated as. Where the
-                last one is an assistant's, the reply goes on behind its last token.
+            messages: role and content each; an assistant's may carry the "token_ids" it was generated as, and the
+                "reasoning_content" that it thought. Where the last one is an assistant's, the reply goes on behind its
+                last token.
             thinking: see `SamplingParams`.
 
         Raises:
             PromptError: no text in it, a malformed message, or the chat template refuses it.
         """
-        messages = self._checked(messages)
-        messages, begun = _begun(messages)
-        return self._head(messages, thinking) + (self._ids_begun(begun) if begun else [])
+        return self._built(messages, thinking).ids
 
-    def _head(self, messages: Sequence[Message], thinking: bool | None) -> list[int]:
-        if self._tokenizer.chat_template is None:
-            return self._encode("\n".join(m["content"] for m in messages), add_special_tokens=True)
-        if self._system and messages[0]["role"] != "system":
-            messages = [{"role": "system", "content": self._system}, *messages]
-        return self._splice(self._render(messages, thinking), messages, thinking)
+    def _built(self, messages: Sequence[Message], thinking: bool | None) -> Prepared:
+        asked, begun = _begun(self._checked(messages))
+        text, turns = self._text(asked, thinking)
+        opened = self.marks.thinking.opened(text)
+        if begun is None:
+            return Prepared(self._splice(text, turns, thinking), start=_opened(opened))
+        content = self._content(begun)
+        split = split_thinking(content)
+        if opened and not content.lstrip().startswith(BEGIN):
+            text, turns = self._text_without_thinking(asked, text, turns, thinking)
+            opened = ""
+        head = self._splice(text, turns, thinking)
+        ids = self._ids_begun(begun, content, opened)
+        thought = content.lstrip().startswith(BEGIN)
+        where: Where = "answer" if not thought or split.answer else "gap" if split.over else "thought"
+        held = content[len(content) - overlap(content, END) :] if where == "thought" else ""
+        return Prepared(head + ids, start=Start(where, "", tuple(ids[-_JOINS:]), held))
 
     def fit(
         self, prompt: Prompt, context: int, max_tokens: int, drop: bool, thinking: bool | None = None
     ) -> tuple[list[int], int]:
+        """Token ids of what is asked, and how many turns were left out: `prepare` without the rest."""
+        prepared = self.prepare(prompt, context, max_tokens, drop, thinking)
+        return prepared.ids, prepared.dropped
+
+    def prepare(
+        self, prompt: Prompt, context: int, max_tokens: int, drop: bool, thinking: bool | None = None
+    ) -> Prepared:
         """Token ids of what is asked, and how many of the oldest turns were left out to make it fit.
 
         Args:
@@ -100,17 +134,16 @@ class Prompts:
         Raises:
             PromptError: nothing is asked, an id is out of range, or it does not fit.
         """
-        dropped, ids = 0, list[int]()
         if isinstance(prompt, str):
             prompt = [{"role": "user", "content": prompt}]
         if hasattr(prompt, "tolist"):  # a tensor or an array of ids
             prompt = prompt.tolist()
         if len(prompt) and all(isinstance(m, int) and not isinstance(m, bool) for m in prompt):
-            ids = list(prompt)  # type: ignore[arg-type]  # mypy does not see what the line above has looked at
+            prepared = self._given(list(prompt))  # type: ignore[arg-type]  # mypy does not see what is looked at
         else:
             turns: list[Any] = list(prompt)
-            ids = self.build(turns, thinking)
-            if drop and len(ids) > context - min(max_tokens, context // 4):
+            prepared = self._built(turns, thinking)
+            if drop and len(prepared.ids) > context - min(max_tokens, context // 4):
                 # Half the context at once: dropping just enough would read everything anew in every later turn. Halving
                 # the search, because every look at a size tokenizes all that is left.
                 rests = [turns]
@@ -118,7 +151,9 @@ class Prompts:
                     rests.append(shorter)
                 fits = bisect_left(rests, True, key=lambda rest: self._size(rest, thinking) <= context // 2)
                 dropped = min(fits, len(rests) - 1)
-                ids = self.build(rests[dropped], thinking)
+                kept = self._built(rests[dropped], thinking)
+                prepared = Prepared(kept.ids, dropped, kept.start)
+        ids = prepared.ids
         if not ids:
             raise PromptError("The prompt is empty.", "Write something first.")
         if len(ids) >= context:
@@ -130,80 +165,237 @@ class Prompts:
         wrong = next((i for i in ids if not 0 <= i < self._vocab), None)
         if wrong is not None:
             raise PromptError(f"The prompt holds token id {wrong}.", f"The vocabulary has ids 0 to {self._vocab - 1}.")
-        return ids, dropped
+        return prepared
+
+    def _given(self, ids: list[int]) -> Prepared:
+        """Ids that a program has made; they may end in opened thinking as a template's text does."""
+        end = [i for i in ids[-16:] if 0 <= i < self._vocab]
+        text = str(self._tokenizer.decode(end, skip_special_tokens=False)) if self.marks.thinking.own else ""
+        return Prepared(ids, start=_opened(self.marks.thinking.opened(text)))
 
     def _size(self, messages: Sequence[Message], thinking: bool | None) -> int:
         """Tokens of a conversation, about: by its text, without looking for known replies in it."""
-        messages, begun = _begun(messages)
-        text = self._render(messages, thinking) + (begun["content"] if begun else "")
-        return len(self._encode(text, add_special_tokens=False))
+        asked, begun = _begun(messages)
+        text = self._encoder.unseal(self._text(asked, thinking)[0]) + (self._content(begun) if begun else "")
+        return len(self._encoder.encode(text))
 
-    def _splice(self, text: str, messages: Sequence[Message], thinking: bool | None) -> list[int]:
+    # The text of a conversation
+
+    def _text(self, messages: Sequence[Message], thinking: bool | None) -> tuple[str, list[_Turn]]:
+        """The conversation as text with people's control tokens sealed, up to where the assistant's reply begins.
+
+        Templates that refuse an order of roles, or a system message, get neighbours of one role as one message, the
+        system text before the first question, and an empty question before a reply that has none.
+        """
+        if self._system and messages[0]["role"] != "system":
+            messages = [{"role": "system", "content": self._system}, *messages]
+        first: Exception | None = None
+        left_out: tuple[str, list[_Turn]] | None = None
+        for arranged in _arrangements(messages):
+            try:
+                text, turns = self._sealed(arranged, thinking)
+            except Exception as error:  # templates are programs that come with models: they may raise anything
+                first = first or error
+                continue
+            system = messages[0]["content"].strip() if messages[0]["role"] == "system" else ""
+            if self._encoder.clean(system) in self._encoder.unseal(text):
+                return text, turns
+            left_out = left_out or (text, turns)
+        if left_out:
+            return left_out
+        said = (str(first).strip() or repr(first)).splitlines()[0]
+        raise PromptError(
+            f"The model's chat template refuses this conversation: {said}.",
+            "Let user and assistant take turns, and check the system message.",
+        ) from first
+
+    def _sealed(self, messages: Sequence[Message], thinking: bool | None) -> tuple[str, list[_Turn]]:
+        """The rendered conversation. The template must make of sealed text what it makes of the text."""
+        turns = [self._turn(m, None) for m in messages]
+        plain = self._render(turns, thinking)
+        said = (str(m.get(name) or "") for m in messages for name in ("content", "reasoning_content"))
+        if not any(self._encoder.holds_control(text) for text in said):
+            return plain, turns
+        found = None
+        for inside in (False, True):
+            sealed = [self._turn(m, partial(self._encoder.seal, inside=inside)) for m in messages]
+            try:
+                text = self._render(sealed, thinking)
+            except Exception:  # some templates look for such tokens; the other seal hides less of them
+                continue
+            if self._encoder.unseal(text) == plain:
+                return text, sealed
+            found = found or (text, sealed)
+        if found is None:
+            raise PromptError("The messages hold control tokens that its template cannot take as text")
+        return found
+
+    def _turn(self, message: Message, seal: Callable[[str], str] | None) -> _Turn:
+        """A message as the template gets it: a reply's thinking in the marks or the fields that the family has."""
+
+        def safe(text: str) -> str:
+            return seal(text) if seal and self._encoder.holds_control(text) else text
+
+        role, marks = str(message["role"]), self.marks.thinking
+        content = self._encoder.clean(str(message["content"]))
+        if role != "assistant":
+            return _Turn({"role": role, "content": safe(content)})
+        apart = self._encoder.clean(str(message.get("reasoning_content") or "")) and self._content(message)
+        whole = apart or content
+        fields, spelled = {}, safe(content)
+        if whole.lstrip().startswith(BEGIN):
+            split = split_thinking(whole)
+            names = [n for n in ("reasoning_content", "thinking", "reasoning") if self.marks.reads(n)]
+            if (apart or not marks.normal) and names:
+                fields = dict.fromkeys(names, safe(split.thought))
+                spelled = safe(split.answer)
+            elif marks.own:
+                spelled = self._in_marks(whole, safe)
+            elif not apart:
+                thought, mark, answer = whole.partition(END)
+                spelled = safe(thought) + safe(mark) + safe(answer) if mark else safe(whole)
+        return _Turn({"role": role, "content": spelled, **fields}, self._ids_of(whole, message.get("token_ids")))
+
+    def _in_marks(self, content: str, safe: Callable[[str], str], opened: bool = False) -> str:
+        """A reply's text in the family's own marks. `opened`: the opening mark stands in the prompt."""
+        marks = self.marks.thinking
+        opening, closing = marks.pairs[0]
+        blanks, _, rest = content.partition(BEGIN)
+        thought, mark, answer = rest.partition(END)
+        if marks.channels:
+            thought, answer = thought.strip(), answer.lstrip()
+            answer = f"<|start|>assistant<|channel|>final<|message|>{safe(answer)}" if answer else ""
+        else:
+            answer = safe(answer)
+        head = "" if opened else blanks + opening
+        thought = thought.lstrip() if opened else thought
+        return head + safe(thought) + (closing + answer if mark else "")
+
+    def _content(self, message: Message) -> str:
+        """A reply's text in the normal form, with what it thought."""
+        content, thought = str(message["content"]), str(message.get("reasoning_content") or "")
+        return with_thinking(self._encoder.clean(thought), self._encoder.clean(content))
+
+    def _render(self, turns: Sequence[_Turn], thinking: bool | None) -> str:
+        switch = {"enable_thinking": thinking} if self.marks.switch and thinking is not None else {}
+        return self.marks.render([turn.message for turn in turns], **switch)
+
+    def _text_without_thinking(
+        self, asked: Sequence[Message], text: str, turns: list[_Turn], thinking: bool | None
+    ) -> tuple[str, list[_Turn]]:
+        """The prompt of an answer that was begun without thinking, where the template has opened the thinking."""
+        if self.marks.switch and thinking is not False:
+            with contextlib.suppress(PromptError):
+                other, others = self._text(asked, False)
+                if not self.marks.thinking.opened(other):
+                    return other, others
+        line = "\n" if text.endswith("\n") else ""
+        return f"{text}{line}{self.marks.thinking.pairs[0][1]}{line * 2}", turns
+
+    # Its token ids
+
+    def _splice(self, text: str, turns: Sequence[_Turn], thinking: bool | None) -> list[int]:
         """Tokenizes the rendered text, with the remembered ids in the place of the replies that stand in it verbatim.
 
         Where a template leaves part of a reply out (the thinking of earlier turns), its text is tokenized anew, and
         reading restarts there.
         """
         # What stands before a reply that is to come without thinking may be left out where the reply is an earlier one.
-        ways = dict.fromkeys((thinking, True, False)) if self._thinks else (None,)
-        ids: list[int] = []
+        ways = dict.fromkeys((thinking, True, False)) if self.marks.switch else (None,)
+        ids = self._encoder.before_text[:] if self.marks.template is None else []
         done = 0
-        for at, message in enumerate(messages):
-            known = self._ids_of(message) if message["role"] == "assistant" else None
-            if not known:
+        for at, turn in enumerate(turns):
+            if not turn.ids:
                 continue
-            befores = (self._render(messages[:at], way) for way in ways)
-            begins = (len(b) for b in befores if text.startswith(b) and text.startswith(message["content"], len(b)))
-            begin = next(begins, -1)
+            begin, end = next(self._places(text, turns[:at], turn, ways), (-1, -1))
             if begin < done:
                 continue
-            ids += self._encode(text[done:begin], add_special_tokens=False)
-            ids += known
-            done = begin + len(message["content"])
-        return ids + self._encode(text[done:], add_special_tokens=False)
+            ids += self._encoder.encode(text[done:begin], behind=done > 0)
+            ids += turn.ids
+            done = end
+        return ids + self._encoder.encode(text[done:], behind=done > 0)
 
-    def _ids_of(self, message: Message) -> list[int] | None:
-        given = message.get("token_ids")
-        content = message["content"]
-        if given and self._tokenizer.decode(list(given), skip_special_tokens=True) == content:
-            ids = list(given)
-        else:
-            ids = list(self._replies.get(content, ()))
-        # The end token belongs to the template's text behind the reply, which is tokenized with it.
-        special = set(self._tokenizer.all_special_ids)
-        while ids and ids[-1] in special:
+    def _places(
+        self, text: str, before: Sequence[_Turn], turn: _Turn, ways: Iterable[bool | None]
+    ) -> Iterator[tuple[int, int]]:
+        """Where the reply stands in the rendered text. A template may refuse what comes before it alone."""
+        for way in ways:
+            try:
+                head = self._render(before, way)
+            except Exception:  # its text is tokenized anew, that is all
+                continue
+            if not text.startswith(head):
+                continue
+            opened = self.marks.thinking.opened(head)
+            for spelled in self._spelled(turn):
+                said = spelled.removeprefix(opened)
+                if text.startswith(said, len(head)):
+                    yield len(head), len(head) + len(said)
+
+    def _spelled(self, turn: _Turn) -> Iterator[str]:
+        """How the text of a reply may stand in the rendered text: as the template got it, or with all its tokens."""
+        yield str(turn.message["content"])
+        yield str(self._tokenizer.decode(list(turn.ids), skip_special_tokens=False))
+
+    def _matches(self, text: str, ids: Sequence[int]) -> bool:
+        """Whether a reply of these ids has this text, also where the prompt had opened its thinking."""
+        return self._matches_whole(text, ids) or self._matches_inside(text, ids)
+
+    def _matches_whole(self, text: str, ids: Sequence[int]) -> bool:
+        whole = text.rstrip("\ufffd")
+        marked = self.marks.thinking.tokens.keys() & set(ids)
+        if not marked and self._tokenizer.decode(list(ids), skip_special_tokens=True).rstrip("\ufffd") == whole:
+            return True
+        return self._said(ids, Start()) == whole
+
+    def _matches_inside(self, text: str, ids: Sequence[int]) -> bool:
+        lead = re.match(rf"{BEGIN}\s*", text)
+        said = self._said(ids, Start("thought")).lstrip() if lead else ""
+        return lead is not None and said == text[lead.end() :].rstrip("\ufffd")
+
+    def _said(self, ids: Sequence[int], start: Start) -> str:
+        stream = TextStream(self._tokenizer, marks=self.marks.thinking, start=start)
+        stream.push(ids)
+        stream.flush()
+        return stream.text
+
+    def _ids_of(self, content: str, given: Sequence[int] | None) -> list[int]:
+        """What a reply was generated as, without the token that ended it; empty where nobody knows."""
+        if not (given and self._matches(content, given)):
+            given = self._replies.get(content, ())
+        return self._without_end(given)
+
+    def _without_end(self, given: Sequence[int]) -> list[int]:
+        ids = list(given)
+        while ids and ids[-1] in self._ends:
             ids.pop()
         return ids
 
-    def _ids_begun(self, message: Message) -> list[int]:
-        """Ids of a reply that is to go on. They may end inside a character, which its text cannot show yet."""
-        content, given = message["content"], list(message.get("token_ids") or ())
-        special = set(self._tokenizer.all_special_ids)
-        while given and given[-1] in special:
-            given.pop()
-        said = self._tokenizer.decode(given, skip_special_tokens=True) if given else ""
-        if given and said.rstrip("\ufffd") == content.rstrip("\ufffd"):
-            return given
-        return self._ids_of(message) or self._encode(content, add_special_tokens=False)
+    def _ids_begun(self, message: Message, content: str, opened: str) -> list[int]:
+        """Ids of a reply that is to go on. They may end inside a character, which its text cannot show yet.
 
-    def _render(self, messages: Sequence[Message], thinking: bool | None) -> str:
-        """The conversation as text, up to where the assistant's reply begins."""
-        plain = [{"role": m["role"], "content": m["content"]} for m in messages]
-        switch = {"enable_thinking": thinking} if self._thinks and thinking is not None else {}
-        try:
-            return self._tokenizer.apply_chat_template(plain, tokenize=False, add_generation_prompt=True, **switch)
-        except Exception as error:  # templates are programs that come with models: they may raise anything
-            said = (str(error).strip() or repr(error)).splitlines()[0]
-            raise PromptError(
-                f"The model's chat template refuses this conversation: {said}.",
-                "Let user and assistant take turns, and check the system message.",
-            ) from error
+        Args:
+            opened: the opening mark that stands in the prompt, in the normal form; the reply then begins inside it.
+        """
+        thought = content.lstrip().startswith(BEGIN)
+        for ids in (self._without_end(message.get("token_ids") or ()), self._ids_of(content, None)):
+            if ids and (self._matches_inside if opened else self._matches_whole)(content, ids):
+                return ids
+        if not content:
+            return []
+        marks = self.marks.thinking
+        if thought and (marks.own or opened):
+            text = self._in_marks(content, self._safe, bool(opened))
+        elif marks.channels:
+            text = f"<|channel|>final<|message|>{self._safe(content)}"
+        else:
+            text = self._safe(content)
+        return self._encoder.encode(text, behind=True)
 
-    def _encode(self, text: str, add_special_tokens: bool) -> list[int]:
-        return self._ids_in(text, add_special_tokens) if text else []
+    def _safe(self, text: str) -> str:
+        return self._encoder.seal(text) if self._encoder.holds_control(text) else text
 
-    @staticmethod
-    def _checked(messages: Sequence[Message]) -> list[Message]:
+    def _checked(self, messages: Sequence[Message]) -> list[Message]:
         if not messages:
             raise PromptError("There is no message to answer.", "Send at least one message.")
         for message in messages:
@@ -218,24 +410,14 @@ class Prompts:
             raise PromptError("The message is empty.", "Write something first.")
         if not _begun(messages)[0]:
             raise PromptError("There is a reply without a message before it.", "Put the user's message before it.")
-        return list(messages)
+        return [{**m, "role": self._role(m["role"])} for m in messages]
 
-
-def _encoder(tokenizer: Tokenizer) -> Callable[[str, bool], list[int]]:
-    """`tokenizer.encode`, without the layers above it where those do nothing: a short reply feels them."""
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    usual = getattr(type(tokenizer), "_encode_plus", None)
-    plain = getattr(usual, "__module__", "").startswith("transformers.tokenization_utils")
-    # A model's own tokenizer may encode in its own way; what cuts or pads is set anew at every call.
-    if backend is None or not plain or getattr(tokenizer, "split_special_tokens", False):
-        return lambda text, special: list(tokenizer.encode(text, add_special_tokens=special))
-
-    def encode(text: str, special: bool) -> list[int]:
-        if backend.truncation is None and backend.padding is None:
-            return list(backend.encode(text, add_special_tokens=special).ids)
-        return list(tokenizer.encode(text, add_special_tokens=special))
-
-    return encode
+    @staticmethod
+    def _role(role: str) -> str:
+        """The role, if it is a word: some templates make a control token of it."""
+        if not re.fullmatch(r"[\w -]+", role):
+            raise PromptError(f"The role {role[:40]!r} is no word.", "Roles are 'system', 'user' and 'assistant'.")
+        return role
 
 
 def _begun(messages: Sequence[Message]) -> tuple[list[Message], Message | None]:
@@ -250,3 +432,48 @@ def _without_oldest_turn(messages: Sequence[Message]) -> list[Message] | None:
     rest = list(messages[len(head) :])
     following = next((i for i, m in enumerate(rest) if i > 0 and m["role"] == "user"), None)
     return None if following is None else [*head, *rest[following:]]
+
+
+def _opened(lead: str) -> Start:
+    return Start("thought", lead) if lead else Start()
+
+
+def _arrangements(messages: Sequence[Message]) -> Iterator[Sequence[Message]]:
+    """The conversation as it is, then as templates may want it that refuse its roles or their order."""
+    yield messages
+    merged = _merged(messages)
+    if len(merged) < len(messages):
+        yield merged
+    head, rest = merged[:1], merged[1:]
+    if head[0]["role"] != "system":
+        head, rest = [], merged
+    if rest and rest[0]["role"] == "assistant":
+        rest = [{"role": "user", "content": ""}, *rest]
+        yield [*head, *rest]
+    if head and rest:
+        asked = "\n\n".join(text for text in (head[0]["content"], rest[0]["content"]) if text)
+        yield [{**rest[0], "content": asked}, *rest[1:]]
+
+
+def _merged(messages: Sequence[Message]) -> list[Message]:
+    """Neighbours of one role as one message. Ids and thinking of replies that are joined do not fit any more."""
+    merged: list[Message] = []
+    for message in messages:
+        if merged and merged[-1]["role"] == message["role"]:
+            content = f"{merged[-1]['content']}\n\n{message['content']}"
+            merged[-1] = {"role": message["role"], "content": content}
+        else:
+            merged.append(message)
+    return merged
+
+
+def begun_ids(tokenizer: Any, ids: Sequence[int], text: str) -> list[int]:
+    """Ids of a reply that is to go on, without the token that ended it; made from its text where there are none.
+
+    Args:
+        tokenizer: of the family that goes on.
+        ids: what the reply was generated as, if that is known.
+        text: the reply's text so far.
+    """
+    own = Prompts(tokenizer, 0)
+    return own._without_end(ids) or own._ids_begun({}, text, "")

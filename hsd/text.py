@@ -4,61 +4,89 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from hsd.prompts import Tokenizer
+from hsd.marks import Tokenizer
+from hsd.thinking import MARKS, Normalizer, Start, ThinkingMarks, overlap
 
 _UNFINISHED = "\ufffd"  # what a decoder writes for bytes that are no whole character yet
 _WINDOW = 32  # tokens after which the window begins anew: decoding it again costs a little for each of them
 
 
 class TextStream:
-    """Text of a growing reply: whole characters only, and nothing that may become a stop string.
+    """Text of a growing reply in the normal form of `hsd.thinking`: whole characters only, and nothing that may become
+    a stop string.
 
     Args:
         tokenizer: the family's tokenizer.
-        stop: strings before which the text ends.
+        stop: strings before which the answer ends; what is thought may hold them.
+        marks: how the family marks thinking.
+        start: where the text begins.
 
     Attributes:
         text: everything that was given out.
-        stopped: a stop string was met; the reply ends before it.
+        stopped: a stop string was met, or a mark that ends the answer; the reply ends before it.
     """
 
-    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        stop: Sequence[str] = (),
+        marks: ThinkingMarks | None = None,
+        start: Start | None = None,
+    ) -> None:
         self._decode = _decoder(tokenizer)
         self._stop = tuple(stop)
-        self._ids: list[int] = []
+        start, marks = start or Start(), marks or ThinkingMarks()
+        self._marks = marks.tokens
+        self._normal = Normalizer(marks, start)
+        self._ids: list[int] = list(start.before)
         self._begin = 0  # first id of the window that is decoded again, so that joins between tokens come out right
-        self._read = 0  # ids whose text has been taken
-        self._before = ""  # text of the window's ids that has been taken
+        self._read = len(self._ids)  # ids whose text has been taken
+        # Text of the window's ids that has been taken.
+        self._before = self._decode(self._ids, skip_special_tokens=True).rstrip(_UNFINISHED) if self._ids else ""
         self._held = ""  # text that may be the beginning of a stop string
         self.text = ""
         self.stopped = False
 
     def push(self, ids: Sequence[int]) -> tuple[str, int]:
         """Takes new token ids; returns the text that can be shown, and how many of the ids belong to the reply."""
-        if not self._stop:
+        if not self._stop and self._marks.keys().isdisjoint(ids):
             self._ids += ids
             # What follows is `_new_text` where all characters are whole, in a line: it runs once a round.
             text = self._decode(self._ids[self._begin :], skip_special_tokens=True)
             if len(self._ids) - self._begin > _WINDOW or text.endswith(_UNFINISHED):
-                return self._give(self._new_text()), len(ids)
+                return self._show(self._new_text()), len(ids)
             shown, self._before, self._read = text[len(self._before) :], text, len(self._ids)
-            self.text += shown
-            return shown, len(ids)
+            return self._show(shown), len(ids)
         shown = ""
         for used, token in enumerate(ids, 1):
+            mark = self._marks.get(token, "")
+            if mark:  # what is no whole character before a mark never will be
+                new = self._window(len(self._ids))
+                self._before += new
+                shown += self._show(new.rstrip(_UNFINISHED))
             self._ids.append(token)
-            shown += self._scan(self._new_text())
+            if mark:  # which may be text in what is decoded, too
+                self._before = self._decode(self._ids[self._begin :], skip_special_tokens=True)
+                self._read = len(self._ids)
+            shown += self._show(mark or self._new_text())
             if self.stopped:
                 return shown, used
         return shown, len(ids)
 
     def flush(self) -> str:
         """What was held back and can now be shown; bytes of an unfinished character are left out."""
-        rest = "" if self.stopped else self._held + self._window(len(self._ids)).rstrip(_UNFINISHED)
+        rest = ""
+        if not self.stopped:
+            rest = self._show(self._window(len(self._ids)).rstrip(_UNFINISHED))
+        if not self.stopped:
+            before, answer = self._normal.flush()
+            rest += self._give(before) + self._scan(answer)
+        if not self.stopped:
+            rest += self._give(self._held)
         self._held = ""
         self._begin = self._read = len(self._ids)
         self._before = ""
-        return self._give(rest)
+        return rest
 
     def _new_text(self) -> str:
         """Text of the ids that have not been taken, as far as it consists of whole characters."""
@@ -86,14 +114,26 @@ class TextStream:
         """Text that the ids up to `end` add to what has been taken."""
         return self._decode(self._ids[self._begin : end], skip_special_tokens=True)[len(self._before) :]
 
+    def _show(self, new: str) -> str:
+        """Gives out what can be shown of new text, which may hold marks."""
+        if self._normal.plain and new not in MARKS:
+            return self._scan(new)
+        before, answer = self._normal.push(new)
+        shown = self._give(before) + self._scan(answer)
+        self.stopped = self.stopped or self._normal.over
+        return shown
+
     def _scan(self, new: str) -> str:
+        """Gives out text of the answer, up to a stop string."""
+        if not self._stop:
+            return self._give(new)
         text = self._held + new
         ends = [place for place in (text.find(s) for s in self._stop) if place >= 0]
         if ends:
             self.stopped = True
             self._held = ""
             return self._give(text[: min(ends)])
-        keep = max((_overlap(text, s) for s in self._stop), default=0)
+        keep = max((overlap(text, s) for s in self._stop), default=0)
         self._held = text[len(text) - keep :] if keep else ""
         return self._give(text[: len(text) - keep])
 
@@ -112,11 +152,3 @@ def _decoder(tokenizer: Tokenizer) -> Callable[..., str]:
         decode: Callable[..., str] = backend.decode
         return decode
     return tokenizer.decode
-
-
-def _overlap(text: str, stop: str) -> int:
-    """Length of the longest end of `text` that begins `stop`."""
-    for size in range(min(len(text), len(stop) - 1), 0, -1):
-        if text.endswith(stop[:size]):
-            return size
-    return 0

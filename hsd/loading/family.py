@@ -8,8 +8,8 @@ from typing import Any
 
 from hsd.config import Family, ModelSpec
 from hsd.errors import ConfigError, LoadError
+from hsd.marks import Marks, Tokenizer, thinks
 from hsd.memory import MemoryFit
-from hsd.prompts import Tokenizer, thinks
 from hsd.runtime import LanguageModel, wrap
 from hsd.runtime.rope import reads_anew, switch_length
 from hsd.types import LOOKUP, Dropped, FamilyInfo, check_name
@@ -247,7 +247,8 @@ def _parameters(model: Any) -> int:
 
 
 def _end_ids(model: Any, tokenizer: Any) -> tuple[int, ...]:
-    ends: set[int] = set()
+    """Tokens that end a reply: those that the model's files name, and what the template puts behind a reply."""
+    ends = set(Marks(tokenizer).end_ids)
     for source in (getattr(model, "generation_config", None), model.config, tokenizer):
         value = getattr(source, "eos_token_id", None)
         ends.update(value if isinstance(value, list | tuple) else [] if value is None else [value])

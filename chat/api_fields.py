@@ -243,7 +243,7 @@ def _messages(value: object, letters: int, context: int) -> list[dict[str, str]]
     if len(value) > most:
         raise too_long(f"There are {len(value)} messages; a conversation has at most {most} here.")
     messages = [_message(message, f"messages[{place}]") for place, message in enumerate(value)]
-    total = sum(len(message["content"]) for message in messages)
+    total = sum(len(message["content"]) + len(message.get("reasoning_content", "")) for message in messages)
     if total > letters:
         raise too_long(f"The messages have {total} characters, and the context holds {context} tokens with the reply.")
     return messages
@@ -257,7 +257,11 @@ def _message(message: object, field: str) -> dict[str, str]:
         raise _bad(f"{field}.role", role, "system, developer, user or assistant: this server calls no tools")
     if not isinstance(role, str) or role not in ROLES:
         raise _bad(f"{field}.role", role, "system, developer, user or assistant")
-    return {"role": ROLES[role], "content": _content(message.get("content"), f"{field}.content")}
+    read = {"role": ROLES[role], "content": _content(message.get("content"), f"{field}.content")}
+    thought = message.get("reasoning_content")
+    if thought and role == "assistant":
+        read["reasoning_content"] = _content(thought, f"{field}.reasoning_content")
+    return read
 
 
 def _content(content: object, field: str) -> str:

@@ -75,8 +75,8 @@ class Telling:
         """The reply in one piece. Raises ApiError where there is none."""
         while not request.over:
             await self.news.wait(None)
-        reply, split = _finished(request), request.split
-        await self._http.reply(200, self._answer.whole(split.thought, split.answer, reply, self._queued(request)))
+        reply = _finished(request)
+        await self._http.reply(200, self._answer.whole(request.thought, request.answer, reply, self._queued(request)))
 
     async def stream(self, request: ApiRequest, counted: bool) -> None:
         """The reply as it grows. Raises ApiError where it is refused before anything was sent.
@@ -104,7 +104,7 @@ class Telling:
         while True:
             over = request.over  # before the text is looked at: what is there then is all
             more = False
-            for name, text in (("reasoning_content", request.split.thought), ("content", request.split.answer)):
+            for name, text in (("reasoning_content", request.thought), ("content", request.answer)):
                 if len(text) > sent[name]:
                     await self._http.event(self._answer.part({name: text[sent[name] :]}))
                     sent[name], more = len(text), True

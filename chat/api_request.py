@@ -2,84 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import hsd
 from chat.request import EngineLike, Request
-
-BEGIN, END = "<think>", "</think>"
-
-Where = Literal["begin", "thought", "gap", "answer"]
-
-
-class Split:
-    """What a model thinks and what it answers, told apart while its text grows.
-
-    Args:
-        where: "thought" where the prompt has opened the thinking already, "answer" where no mark is to be looked for.
-
-    Attributes:
-        thought, answer: both only grow, and neither ever holds a part of a mark. Any thread may look.
-    """
-
-    def __init__(self, where: Where = "begin") -> None:
-        self.thought = self.answer = ""
-        self._where, self._held = where, ""
-
-    def push(self, text: str) -> None:
-        """More of the text."""
-        self._held += text
-        if self._where == "begin":
-            start = self._held.lstrip()
-            if start.startswith(BEGIN):
-                self._where, self._held = "thought", start.removeprefix(BEGIN)
-            elif not BEGIN.startswith(start):
-                self._where = "answer"
-        if self._where == "thought":
-            self._think()
-        if self._where == "gap" and (start := self._held.lstrip()):
-            self._where, self._held = "answer", start
-        if self._where == "answer":
-            self.answer += self._held
-            self._held = ""
-
-    def _think(self) -> None:
-        thought, mark, rest = (self._held if self.thought else self._held.lstrip()).partition(END)
-        if mark:
-            self.thought += thought.rstrip()
-            self._where, self._held = "gap", rest
-            return
-        # Blanks at its end and what may become the mark wait for what follows.
-        begun = next((size for size in range(len(END) - 1, 0, -1) if thought.endswith(END[:size])), 0)
-        sure = thought[: len(thought) - begun].rstrip()
-        self.thought += sure
-        self._held = thought[len(sure) :]
-
-    def flush(self) -> None:
-        """The text is over: what was held back belongs where it stands."""
-        if self._where == "thought":
-            self.thought += self._held.rstrip()
-        elif self._where == "begin":
-            self.answer += self._held
-        self._held = ""
-
-
-def begins(tokenizer: Any, messages: Sequence[Mapping[str, Any]], thinking: bool | None) -> Where:
-    """Where a reply begins: inside its thinking, if the chat template or the reply that goes on has opened it."""
-    begun = str(messages[-1]["content"]).lstrip() if messages[-1]["role"] == "assistant" else ""
-    if begun:
-        return "thought" if begun.startswith(BEGIN) and END not in begun else "answer"
-    template = getattr(tokenizer, "chat_template", None)
-    if not isinstance(template, str) or BEGIN not in template:
-        return "begin"
-    switch = {"enable_thinking": thinking} if thinking is not None and "enable_thinking" in template else {}
-    try:
-        text = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True, **switch)
-    except Exception:
-        return "begin"  # templates may raise anything; the engine says so in words
-    return "thought" if str(text).rstrip().endswith(BEGIN) else "begin"
 
 
 @dataclass(slots=True)
@@ -88,7 +16,8 @@ class ApiRequest(Request):
 
     Args:
         tell: called after every change, from any thread; with True after the last.
-        split: the text so far.
+        split: the text so far, with what the client has sent of it.
+        sent: letters of the thinking and of the answer that the client has sent.
         accepted: the engine has taken the prompt.
         reply: how it ended, if the engine said so.
         problem: why the engine refused.
@@ -97,12 +26,23 @@ class ApiRequest(Request):
     """
 
     tell: Callable[[bool], None] = lambda last: None
-    split: Split = field(default_factory=Split)
+    split: hsd.ThinkingSplit = field(default_factory=hsd.ThinkingSplit)
+    sent: tuple[int, int] = (0, 0)
     accepted: bool = False
     reply: hsd.Reply | None = None
     problem: hsd.HsdError | None = None
     over: bool = False
     error: str | None = None
+
+    @property
+    def thought(self) -> str:
+        """What was thought so far."""
+        return self.split.thought[self.sent[0] :]
+
+    @property
+    def answer(self) -> str:
+        """What was answered so far."""
+        return self.split.answer[self.sent[1] :]
 
     def run(self, engine: EngineLike, changed: Callable[[str], None]) -> dict[str, Any]:
         """Follow the reply to its end; nothing of the messages is left out, whatever the family does on the page.
@@ -110,7 +50,10 @@ class ApiRequest(Request):
         Raises:
             HsdError: what the engine refuses; kept in `problem` too.
         """
-        self.split = Split(begins(engine.tokenizer, self.messages, self.params.thinking))
+        last = self.messages[-1]
+        if last["role"] == "assistant":
+            self.split.push(hsd.with_thinking(last.get("reasoning_content", ""), last["content"]))
+            self.sent = len(self.split.thought), len(self.split.answer)
         try:
             for event in engine.stream(self.messages, self.params, plan=self.plan, cancel=self.cancel, drop=False):
                 match event:

@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+import hsd
 from chat.records import Message
 
 TITLE_LENGTH = 60
@@ -18,7 +19,8 @@ def make_title(text: str, reply: str = "") -> str:
     text = _FILE.sub(r" \1 ", text) if _FILE.search(text) else text
     words = " ".join(text.split())
     if reply and len(words) <= GREETING_LENGTH and len(words.split()) <= 2:
-        plain = " ".join(re.sub(r"<think>.*?(</think>|$)|```.*?(```|$)|[`*_#>]", " ", reply, flags=re.S).split())
+        answer = hsd.split_thinking(reply).answer
+        plain = " ".join(re.sub(r"```.*?(```|$)|[`*_#>]", " ", answer, flags=re.S).split())
         words = f"{words} · {plain}" if plain else words
     if len(words) <= TITLE_LENGTH:
         return words
@@ -56,12 +58,3 @@ def newest_turns(messages: Sequence[dict[str, Any]], letters: int) -> tuple[list
             break
         kept -= 1
     return ([*head, *messages[begins[kept] :]] if kept else list(messages)), kept
-
-
-def begun_ids(tokenizer: Any, ids: Sequence[int], text: str) -> list[int]:
-    """Ids of a reply that is to go on, without the token that ended it; made from its text where there are none."""
-    special = set(tokenizer.all_special_ids)
-    begun = list(ids) or list(tokenizer.encode(text, add_special_tokens=False))
-    while begun and begun[-1] in special:
-        begun.pop()
-    return begun

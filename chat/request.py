@@ -11,7 +11,6 @@ from typing import Any, Literal, Protocol
 
 import hsd
 from chat.plans import Known
-from chat.prompt import begun_ids
 
 log = logging.getLogger(__name__)
 
@@ -98,7 +97,7 @@ class Request:
             self.messages, self.dropped_turns = self.read()
         if not self.begun:
             return self.messages
-        begun = begun_ids(engine.tokenizer, self.ids, self.begun)
+        begun = hsd.begun_ids(engine.tokenizer, self.ids, self.begun)
         self.ids, self.before = list(begun), len(begun)
         # Without names for all of its beginning, a reply's tokens cannot be told apart.
         self.provenance = (self.provenance + [UNKNOWN] * self.before)[: self.before]
@@ -156,18 +155,14 @@ def outcome(request: Request, reply: hsd.Reply, tokenizer: Any) -> dict[str, Any
     stats["tokens_per_second"] = reply.stats.tokens_per_second
     stats["dropped_turns"] = request.dropped_turns
     stats["seed"] = reply.seed
+    stats["marked"] = True  # thinking in the text begins with its mark; that of older replies need not
     if request.before:
         stats["continued_after"] = request.before
     provenance = [*request.provenance[: request.before], *stats.pop("provenance")]
     ids = [*request.ids[: request.before], *reply.token_ids]
     decode = functools.partial(tokenizer.decode, skip_special_tokens=True)
-    text = reply.text
-    if request.begun:
-        # Decoded together: a character may have been cut in two.
-        whole = decode(list(ids))
-        text = whole if whole.startswith(request.begun) else request.begun + reply.text
     return {
-        "text": text,
+        "text": request.begun + reply.text,
         "token_ids": ids,
         "provenance": provenance,
         "pieces": _pieces(decode, ids),

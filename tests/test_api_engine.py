@@ -5,20 +5,18 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import models as tiny
 import pytest
+import spoken
 from api_client import Client, joined, problem, said, served
-from chat_thinking import TEMPLATE
 from chat_waiting import until
 from hypothesis import given
 from hypothesis import strategies as st
 
 import hsd
-from chat.api_request import Split, begins
+from chat.api_request import ApiRequest
 from chat.session import Session
 
 PROMPTS = ("hello there", "count: one two three one two three one two", "ä€🙂 and more")
@@ -148,7 +146,7 @@ def test_thinking_is_cut_at_its_marks_however_it_arrives(
     if "</think>" in thought or (thought + "</think>").index("</think>") != len(thought):
         return
     text = f"{before}<think>{thought}</think>{answer}"
-    split, seen = Split(), [("", "")]
+    split, seen = hsd.ThinkingSplit(), [("", "")]
     for piece in cut(text, sizes):
         split.push(piece)
         assert split.thought.startswith(seen[-1][0]) and split.answer.startswith(seen[-1][1])
@@ -161,41 +159,49 @@ def test_thinking_is_cut_at_its_marks_however_it_arrives(
 def test_an_answer_without_thinking_is_given_as_it_is(text: str, sizes: list[int]) -> None:
     if text.lstrip().startswith("<think>"):
         return
-    split = Split()
+    split = hsd.ThinkingSplit()
     for piece in cut(text, sizes):
         split.push(piece)
     split.flush()
     assert (split.thought, split.answer) == ("", text)
-    behind = Split("answer")
-    behind.push("<think>" + text)
-    assert behind.answer == "<think>" + text
 
 
-def test_a_reply_may_begin_inside_its_thinking(tmp_path: Path) -> None:
-    from transformers import AutoTokenizer
+def asked(engine: hsd.Engine, messages: list[dict[str, Any]], script: str, **options: Any) -> tuple[str, str]:
+    """(thinking, answer) that a client gets where the model writes `script`."""
+    ids = tuple(spoken.ids(engine.tokenizer, script))
+    params = hsd.SamplingParams(temperature=0, forced_ids=ids, max_tokens=len(ids), **options)
+    request = ApiRequest("a", "a", messages, params, "big")
+    request.run(engine, lambda _: None)
+    request.ending({})
+    return request.thought, request.answer
 
-    from hsd.config import ModelSpec
-    from hsd.loading.cache import local_folder
 
-    tokenizer: Any = AutoTokenizer.from_pretrained(local_folder(ModelSpec("tiny", "builtin:tiny")))
+@pytest.mark.parametrize("added", [("<think>", "</think>"), ()])
+def test_a_client_gets_what_is_new_of_a_reply_that_thinks(added: tuple[str, ...]) -> None:
     begun = {"role": "assistant", "content": "<think>\nso"}
-    over = {"role": "assistant", "content": "<think>so</think>it"}
-    tokenizer.chat_template = TEMPLATE
-    # This one writes the marks only where there is to be no thinking.
-    assert begins(tokenizer, said("hi"), None) == begins(tokenizer, said("hi"), False) == "begin"
-    assert begins(tokenizer, [*said("hi"), begun], None) == "thought"
-    assert begins(tokenizer, [*said("hi"), over], None) == "answer"
-    opens = "{{ '<think>\\n' if enable_thinking is not defined or enable_thinking else '' }}"
-    tokenizer.chat_template = TEMPLATE + opens
-    assert [begins(tokenizer, said("hi"), thinking) for thinking in (None, True, False)] == [
-        "thought",
-        "thought",
-        "begin",
-    ]
-    tokenizer.chat_template = "{{ raise_exception('<think>') }}"
-    assert begins(tokenizer, said("hi"), None) == "begin"
-    assert begins(SimpleNamespace(), said("hi"), None) == "begin"
-    split = Split("thought")
-    for piece in ("so it ", "is.</th", "ink>\n\nYes", "."):
-        split.push(piece)
-    assert (split.thought, split.answer) == ("so it is.", "Yes.")
+    over = {"role": "assistant", "content": "Ye", "reasoning_content": "so"}
+    bare = {"role": "assistant", "content": "Ye"}
+    with spoken.engine(spoken.byte_level(spoken.OPENS, added=added)) as engine:
+        assert asked(engine, said("hi"), "so\n</think>\n\nYes.\nNo", stop="\n") == ("so", "Yes.")
+        assert asked(engine, [*said("hi"), begun], " it\n</think>\n\nYes.") == (" it", "Yes.")
+        assert asked(engine, [*said("hi"), over], "s.") == asked(engine, [*said("hi"), bare], "s.") == ("", "s.")
+        assert asked(engine, [*said("hi"), {**begun, "content": "", "reasoning_content": "so"}], " it</think>Yes.") == (
+            " it",
+            "Yes.",
+        )
+    code = "Close it:\n\n```xml\n</think>\n```\n\nThat is all."
+    with spoken.engine(spoken.byte_level(spoken.CHATML, added=added)) as engine:
+        assert asked(engine, said("hi"), code) == ("", code)
+        assert asked(engine, said("hi"), f"<think>{code}") == ("Close it:\n\n```xml", code.partition("</think>\n")[2])
+
+
+def test_a_history_that_was_trimmed_to_begin_with_a_reply_is_answered(client: Client) -> None:
+    reply = client.chat(said("hello"), temperature=0, max_tokens=8)[1]["choices"][0]["message"]
+    for messages in (
+        [{"role": "assistant", "content": reply["content"]}, *said("and?")],
+        [*said("a"), *said("b")],
+        [*said("a"), {"role": "assistant", "content": "b", "reasoning_content": "c"}, *said("d")],
+    ):
+        assert client.chat(messages, max_tokens=4)[0] == 200
+    status, value = client.chat([*said("a"), {"role": "assistant", "content": "b", "reasoning_content": 1}])
+    assert status == 400 and problem(value)["param"] == "messages[1].reasoning_content"

@@ -13,6 +13,7 @@ import pytest
 from chat_fakes import INFO, POEM
 
 import hsd
+from chat.prompt import make_title
 from chat.records import Conversation, Message
 from chat.request import EngineView, Live
 from chat.ui import engine, history, listing, reply, thinking
@@ -189,12 +190,37 @@ def test_a_formula_may_hold_a_dollar_or_stand_beside_one(text: str, tex: str) ->
     ],
 )
 def test_thinking_is_told_from_the_answer(text: str, expected: tuple) -> None:
-    assert thinking.split(text) == expected
-    for html in (
-        history.history([message(text=text)], KNOWN),
-        "".join(history.running(Live("m", text, 3, "a:2>b", True, 0, False), Growing(), loading=False)),
-    ):
+    assert thinking.split(message(text=text)) == expected[:2]
+    pages = [history.history([message(text=text)], KNOWN)]
+    if not text.startswith("hm"):  # one of an earlier version
+        assert hsd.split_thinking(text) == expected
+        pages += history.running(Live("m", text, 3, "a:2>b", True, 0, False), Growing(), loading=False)
+    for html in (pages[0], "".join(pages[1:]) or pages[0]):
         assert "<b>" not in html and ('class="think"' in html) is bool(expected[0])
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Close it:\n\n```xml\n</think>\n```\n\nThat is all.",
+        "Close it:\n\n```xml\n<a>\n</think>\n\n</a>\n```\n\nThat is all.",
+        "Close it:\n\n    </think>\n\nThat is all.",
+        "> </think>\n\nis the mark, and <think> opens it.",
+        "A line\n</think>\nof its own.",
+        "Both:\n<think>\n</think>\n\nThat is all.",
+    ],
+)
+def test_a_mark_inside_an_answer_folds_nothing(text: str) -> None:
+    live = history.running(Live("m", text, 3, "a:2>b", True, 0, False), Growing(), loading=False)
+    for html in (history.history([message(text=text)], KNOWN), "".join(live)):
+        assert 'class="think"' not in html and "&lt;/think&gt;" in html
+    assert make_title("Hi!", text).startswith("Hi! · ")
+
+
+def test_only_a_reply_of_an_earlier_version_may_lack_the_opening_mark() -> None:
+    text = "hm\n</think>\n\nYes."
+    old, new = message(text=text), message(text=text, stats={**message().stats, "marked": True})
+    assert thinking.split(old) == ("hm", "Yes.") and thinking.split(new) == ("", text)
 
 
 def test_a_page_is_told_what_is_new_and_all_of_it_after_an_answer_was_lost() -> None:

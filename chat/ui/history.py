@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+import hsd
 from chat.records import Conversation, Message
 from chat.session import Live
 from chat.ui import race, reply, thinking
@@ -49,7 +50,7 @@ def history(
 def _turn(message: Message, known: dict[str, str], place: tuple[int, int] | None, *, last: bool) -> str:
     if message.role == "user":
         return you(message, place)
-    thought, answer, _ = thinking.split(message.text)
+    thought, answer = thinking.split(message)
     body = thinking.folded(thought) + (f'<div class="prose">{markdown(answer)}</div>' if answer else "")
     return (
         f'<article class="turn reply" data-id="{escape(message.id)}" aria-label="Reply">{body}'
@@ -142,7 +143,7 @@ class Running(NamedTuple):
 
 def running(live: Live, growing: Growing, *, loading: bool) -> Running:
     """A reply that is being written, of which `growing` has read the beginning."""
-    thought, answer, over = thinking.split(live.text)
+    thought, answer, over = hsd.split_thinking(live.text)
     rest = growing.add(answer) if answer else ""
     more = " more" if growing.settled else ""
     body = f'<div class="prose{more}">{rest}</div>' if rest else ""

@@ -1,27 +1,31 @@
-"""What a model thought before it answered: told apart from the answer, and folded."""
+"""What a model thought before it answered, told apart from the answer and folded."""
 
 from __future__ import annotations
 
 import re
 
+import hsd
+from chat.records import Message
 from chat.ui.text import escape, plural
 
-BEGIN, END = "<think>", "</think>"
-_END_LINE = re.compile(r"^</think>[ \t]*$", re.M)
+_END_LINE = re.compile(r"^</think>[ \t]*(?:\n[ \t]*\n|\Z)", re.M)
+_FENCE = re.compile(r"^ {0,3}(?:```|~~~)", re.M)
 
 
-def split(text: str) -> tuple[str, str, bool]:
-    """(thinking, answer, whether the thinking is over). Some templates write the opening mark into the prompt."""
-    start = text.lstrip()
-    if start.startswith(BEGIN):
-        thought, mark, answer = start.removeprefix(BEGIN).partition(END)
-        return thought.strip(), answer.lstrip(), bool(mark)
-    end = _END_LINE.search(text)
-    if end and BEGIN not in text[: end.start()]:
-        return text[: end.start()].strip(), text[end.end() :].lstrip(), True
-    if start and BEGIN.startswith(start):
-        return "", "", False
-    return "", text, True
+def split(message: Message) -> tuple[str, str]:
+    """Thinking and answer of a stored reply.
+
+    Replies of earlier versions lack the opening mark where the prompt had written it. The closing mark ends the
+    thinking there, if it has a line of its own, an empty line follows, and no block of code is open.
+    """
+    text = message.text
+    thought, answer, over = hsd.split_thinking(text)
+    if not thought and over and not (message.stats or {}).get("marked"):
+        end = _END_LINE.search(text)
+        before = text[: end.start()] if end else ""
+        if end and "<think>" not in before and len(_FENCE.findall(before)) % 2 == 0:
+            return before.strip(), text[end.end() :].lstrip()
+    return thought, answer
 
 
 def folded(thought: str, *, over: bool = True) -> str:

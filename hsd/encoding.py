@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property
 from typing import Any
 
@@ -65,6 +65,13 @@ class Encoder:
         if sealed == text and not head_seal:
             tail_seal = _SEALED  # the token shows in what the tokenizer makes of the text
         return f"{head}{head_seal}{body}{tail_seal}{tail}"
+
+    @staticmethod
+    def hide(text: str, marks: Iterable[str]) -> str:
+        """The text with marks that a template looks for sealed behind their first character."""
+        for mark in marks:
+            text = text.replace(mark, f"{mark[0]}{_SEALED}{mark[1:]}")
+        return text
 
     def _head_seal(self, body: str) -> str:
         return _SEAL if any(body[:size] in self._parts[1] for size in range(2, self._parts[2])) else ""

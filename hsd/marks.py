@@ -259,6 +259,6 @@ def _added_tokens(tokenizer: Any) -> tuple[set[int], dict[str, int]]:
     special = set(getattr(tokenizer, "all_special_ids", ()))
     added = {str(token): i for i, token in getattr(tokenizer, "added_tokens_decoder", {}).items()}
     special |= {i for i, t in getattr(tokenizer, "added_tokens_decoder", {}).items() if getattr(t, "special", False)}
-    for i in special - set(added.values()):
-        added.setdefault(str(tokenizer.decode([i], skip_special_tokens=False)), i)
+    if unlisted := special - set(added.values()):
+        added |= {text: i for text, i in getattr(tokenizer, "get_vocab", dict)().items() if i in unlisted}
     return special, {text: i for text, i in added.items() if text.strip()}

@@ -101,12 +101,15 @@ class Prompts:
             return Prepared(self._splice(text, turns, thinking), start=_opened(opened))
         content = self._content(begun)
         split = split_thinking(content)
-        if opened and not content.lstrip().startswith(BEGIN):
+        thought = content.lstrip().startswith(BEGIN)
+        if opened and not thought:
             text, turns = self._text_without_thinking(asked, text, turns, thinking)
             opened = ""
+        elif thought and thinking is False and self.marks.switch:  # a thought that was begun goes on
+            text, turns = self._text(asked, True)
+            opened = self.marks.thinking.opened(text)
         head = self._splice(text, turns, thinking)
         ids = self._ids_begun(begun, content, opened)
-        thought = content.lstrip().startswith(BEGIN)
         where: Where = "answer" if not thought or split.answer else "gap" if split.over else "thought"
         held = content[len(content) - overlap(content, END) :] if where == "thought" else ""
         return Prepared(head + ids, start=Start(where, "", tuple(ids[-_JOINS:]), held))
@@ -212,11 +215,12 @@ class Prompts:
     def _sealed(self, messages: Sequence[Message], thinking: bool | None) -> tuple[str, list[_Turn]]:
         """The rendered conversation. The template must make of sealed text what it makes of the text."""
         turns = [self._turn(m, None) for m in messages]
-        plain = self._render(turns, thinking)
         said = (str(m.get(name) or "") for m in messages for name in ("content", "reasoning_content"))
         if not any(self._encoder.holds_control(text) for text in said):
-            return plain, turns
-        found = None
+            return self._render(turns, thinking), turns
+        found, plain = None, ""
+        with contextlib.suppress(Exception):  # some templates refuse such tokens in texts
+            plain = self._encoder.unseal(self._render(turns, thinking))
         for inside in (False, True):
             sealed = [self._turn(m, partial(self._encoder.seal, inside=inside)) for m in messages]
             try:
@@ -242,19 +246,26 @@ class Prompts:
             return _Turn({"role": role, "content": safe(content)})
         apart = self._encoder.clean(str(message.get("reasoning_content") or "")) and self._content(message)
         whole = apart or content
-        fields, spelled = {}, safe(content)
+        fields, spelled = {}, safe(self._hidden(content))
         if whole.lstrip().startswith(BEGIN):
             split = split_thinking(whole)
             names = [n for n in ("reasoning_content", "thinking", "reasoning") if self.marks.reads(n)]
             if (apart or not marks.normal) and names:
                 fields = dict.fromkeys(names, safe(split.thought))
-                spelled = safe(split.answer)
+                spelled = safe(self._hidden(split.answer))
             elif marks.own:
                 spelled = self._in_marks(whole, safe)
             elif not apart:
-                thought, mark, answer = whole.partition(END)
-                spelled = safe(thought) + safe(mark) + safe(answer) if mark else safe(whole)
+                spelled = safe(whole)
+        elif split_thinking(content, older=True).thought:
+            thought, mark, answer = content.partition(END)
+            spelled = safe(thought) + mark + safe(self._hidden(answer))
         return _Turn({"role": role, "content": spelled, **fields}, self._ids_of(whole, message.get("token_ids")))
+
+    def _hidden(self, answer: str) -> str:
+        """An answer in which the template finds no thinking."""
+        marks = {mark for pair in self.marks.thinking.pairs for mark in pair}
+        return self._encoder.hide(answer, (mark for mark in sorted(marks) if mark in (self.marks.template or "")))
 
     def _in_marks(self, content: str, safe: Callable[[str], str], opened: bool = False) -> str:
         """A reply's text in the family's own marks. `opened`: the opening mark stands in the prompt."""
@@ -266,7 +277,7 @@ class Prompts:
             thought, answer = thought.strip(), answer.lstrip()
             answer = f"<|start|>assistant<|channel|>final<|message|>{safe(answer)}" if answer else ""
         else:
-            answer = safe(answer)
+            answer = safe(self._hidden(answer))
         head = "" if opened else blanks + opening
         thought = thought.lstrip() if opened else thought
         return head + safe(thought) + (closing + answer if mark else "")

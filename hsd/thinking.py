@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 BEGIN, END = "<think>", "</think>"
+_END_LINE = re.compile(r"^</think>[ \t]*(?:\n[ \t]*\n|\Z)", re.M)
+_FENCE = re.compile(r"^ {0,3}(?:```|~~~)", re.M)
 _ESCAPED_END = "<\u200b/think>"  # the same letters inside a thought that something else ends
 
 Where = Literal["begin", "thought", "gap", "answer"]
@@ -86,10 +88,18 @@ class ThinkingSplit:
         self._held = ""
 
 
-def split_thinking(text: str) -> Split:
-    """Thinking and answer of a text that may still grow; what may become a mark is in neither."""
+def split_thinking(text: str, older: bool = False) -> Split:
+    """Thinking and answer of a text that may still grow; what may become a mark is in neither.
+
+    Args:
+        older: the text may be of a version that left the opening mark out where the prompt had written it. The closing
+            mark then ends the thinking if it has a line of its own, an empty line follows, and no code block is open.
+    """
     split = ThinkingSplit()
     split.push(text)
+    end = _END_LINE.search(text) if older and not text.lstrip().startswith(BEGIN) else None
+    if end and BEGIN not in text[: end.start()] and len(_FENCE.findall(text[: end.start()])) % 2 == 0:
+        return Split(text[: end.start()].strip(), text[end.end() :].lstrip(), True)
     return Split(split.thought.rstrip(), split.answer, split.over)
 
 

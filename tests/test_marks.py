@@ -332,6 +332,24 @@ def test_a_reply_in_channels_is_history_and_goes_on() -> None:
     assert prompt(tokenizer, user("hi"), said("Yes")) == f"{head}<|channel|>final<|message|>Yes"
 
 
+@pytest.mark.parametrize("added", [THINK, ()])
+def test_an_answer_with_marks_in_it_stands_whole_in_the_history(added: tuple[str, ...]) -> None:
+    """Also where the template cuts the thinking of earlier replies off at its closing mark."""
+    cut = "{{ m.content.split('</think>')[-1].lstrip() if m.role == 'assistant' else m.content }}"
+    tokenizer = byte_level(CHATML.replace("{{ m.content }}", cut), added=added)
+    for reply, stays in (
+        ("Close it:\n```\n</think>\n```\nDone.",) * 2,
+        ("<think>\nhm\n</think>\n\nof </think> and <think>", "of </think> and <think>"),
+        ("hm\n</think>\n\nYes.", "Yes."),  # of a version that left the opening mark out
+    ):
+        text = prompt(tokenizer, user("hi"), said(reply), user("x"))
+        assert f"assistant\n{stays}<|im_end|>" in text
+        known = said(reply, token_ids=spoken.ids(tokenizer, reply))
+        assert prompt(tokenizer, user("hi"), known, user("x")) == text
+    refusing = byte_level(CHANNELS, CHANNEL_TOKENS)
+    assert "final<|message|>a <|channel|> b<|end|>" in prompt(refusing, user("hi"), said("a <|channel|> b"), user("x"))
+
+
 @given(
     thought=st.text("ab <>/think\n", max_size=20),
     answer=st.text("ab <>/think\n", max_size=20),
@@ -372,6 +390,7 @@ def test_a_begun_answer_stands_behind_closed_thinking_and_a_begun_thought_inside
     assert ends(content="<think>\nso it") == head + "so it" == ends(content="", reasoning_content="so it")
     assert ends(content="<think>\nso\n</think>\n\nYes") == head + "so\n</think>\n\nYes"
     assert ends(content="Yes", reasoning_content="so") == head + "so\n</think>\n\nYes"
+    assert prompt(tokenizer, user("hi"), said("<think>so it"), thinking=False) == head + "so it"
     if added:
         assert ends(content="Yes <think>").endswith("Yes <think>")
         begin = tokenizer.convert_tokens_to_ids("<think>")

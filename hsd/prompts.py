@@ -127,7 +127,8 @@ class Prompts:
         """Token ids of what is asked, and how many of the oldest turns were left out to make it fit.
 
         Args:
-            prompt: a conversation, one user message as text, or token ids.
+            prompt: a conversation, one user message as text, or token ids. Without a chat template and a system text, a
+                text alone is what the model goes on with.
             context: longest prompt and reply together, in tokens.
             max_tokens: wanted for the reply; turns are dropped where it does not leave room for this many, or for a
                 quarter of the context if that is less, and then down to half the context.
@@ -137,7 +138,10 @@ class Prompts:
         Raises:
             PromptError: nothing is asked, an id is out of range, or it does not fit.
         """
-        if isinstance(prompt, str):
+        if isinstance(prompt, str) and self.marks.template is None and not self._system:
+            # Nothing says who speaks: a model without chat template goes on with the text.
+            prompt = self._encoder.before_text + self._encoder.encode_text(prompt)
+        elif isinstance(prompt, str):
             prompt = [{"role": "user", "content": prompt}]
         if hasattr(prompt, "tolist"):  # a tensor or an array of ids
             prompt = prompt.tolist()

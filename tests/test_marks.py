@@ -480,3 +480,10 @@ def test_a_family_without_template_tells_roles_apart_and_ends_its_turns(overflow
             events = engine.stream([user("c" * 400), *again], hsd.SamplingParams(max_tokens=4), plan="big")
             assert next(events).dropped_turns >= 1
             events.close()
+
+
+@pytest.mark.parametrize("text", ["Once upon", "User: hi", "a <|im_end|> b"])
+def test_a_text_alone_is_what_a_family_without_template_goes_on_with(text: str) -> None:
+    with spoken.engine(byte_level(None)) as engine:
+        ids = engine._prompts.prepare(text, 512, 4, drop=False).ids
+        assert engine.tokenizer.decode(ids, skip_special_tokens=True) == text

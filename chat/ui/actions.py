@@ -356,8 +356,9 @@ def written(session: Session, tabs: Tabs) -> Callable[..., str | None]:
         if message is None:
             return None
         live = session.live(message.conversation_id)
-        text = live.text if live and live.message_id == message.id else message.text
-        return text if message.role == "user" else thinking.split(text)[1]
+        if live and live.message_id == message.id:
+            return hsd.split_thinking(live.text).answer
+        return message.text if message.role == "user" else thinking.split(message)[1]
 
     return written
 

@@ -113,7 +113,7 @@ def _footer(message: Message, known: dict[str, str], place: tuple[int, int] | No
     missed = message.state == "interrupted" and not message.text
     again = _button("again", "Try again") if missed or (last and message.state != "running") else ""
     again += _button("undo", "Undo", "Take back this message and its reply") if last and again else ""
-    copy = _button("copy", "Copy") if thinking.split(message.text)[1] else ""
+    copy = _button("copy", "Copy") if thinking.split(message)[1] else ""
     buttons = f'<span class="tools">{_branches(place)}{copy}{again}</span>'
     if not message.stats:
         return f'<div class="foot">{buttons}</div>'

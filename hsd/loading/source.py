@@ -16,7 +16,7 @@ from hsd.loading.explain import no_tokenizer, readable
 from hsd.loading.hub import fetch
 from hsd.loading.kinds import config_of, quantization_of
 from hsd.loading.place import fast_bf16
-from hsd.prompts import Tokenizer
+from hsd.marks import Tokenizer
 from hsd.runtime.packed import ATTRIBUTE, attach, collect
 from hsd.runtime.upgrades import native_possible
 

@@ -50,6 +50,8 @@ class Store:
     def __init__(self, path: str | os.PathLike[str], prefix: str = "") -> None:
         self.path, self._prefix = Path(path), prefix
         self._lock = threading.RLock()
+        if str(path) != ":memory:":
+            hsd.private_file(path)
         try:
             # Several threads share the connection; the lock above keeps them apart.
             connection = sqlite3.connect(self.path, timeout=BUSY_SECONDS, check_same_thread=False, factory=Connection)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from hsd.machine import free_memory, memory_fit
     from hsd.memory import MemoryFit, ModelMemory
     from hsd.params import SamplingParams
-    from hsd.paths import data_dir
+    from hsd.paths import data_dir, private_file
     from hsd.prompts import begun_ids
     from hsd.thinking import ThinkingSplit, split_thinking, with_thinking
     from hsd.types import (
@@ -46,6 +46,7 @@ _HOME = {
     "SamplingParams": "hsd.params",
     "begun_ids": "hsd.prompts",
     "data_dir": "hsd.paths",
+    "private_file": "hsd.paths",
     "free_memory": "hsd.machine",
     "memory_fit": "hsd.machine",
     "MemoryFit": "hsd.memory",
@@ -110,6 +111,7 @@ __all__ = [
     "load_families",
     "memory_fit",
     "planning",
+    "private_file",
     "split_thinking",
     "with_thinking",
 ]

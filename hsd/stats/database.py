@@ -17,6 +17,7 @@ from typing import TypeVar
 import sqlite_utils
 
 from hsd.errors import StoreError
+from hsd.paths import private_file, private_folder
 from hsd.stats.schema import MIGRATIONS
 
 T = TypeVar("T")
@@ -43,7 +44,8 @@ class Database:
         self._lock = threading.RLock()
         try:
             if path is not None:
-                path.parent.mkdir(parents=True, exist_ok=True)
+                private_folder(path.parent)
+                private_file(path)
             self._db = self._open(path)
         except (sqlite3.Error, OSError) as error:
             self._to_memory(error)
@@ -60,6 +62,7 @@ class Database:
         """Copies everything into a new file. Raises StoreError if that cannot be done."""
         with self._lock:
             try:
+                private_file(to)
                 with sqlite3.connect(to) as copy:
                     self._db.conn.backup(copy)
                 copy.close()

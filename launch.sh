@@ -41,6 +41,7 @@ Options of the chat:
   --share           a public link, behind a password; --share-hours H: it ends after so long (default: 72)
   --together        all who have the password see the same conversations
   --password TEXT   asked for by the page, needed for any address but this machine; --api-key KEY: by the API
+  --password-file FILE, --api-key-file FILE   the same from a file: others on this machine can read arguments
   --data-dir DIR    where conversations and statistics are kept
   --plan PLAN       plan of new conversations, like lookup:2>tiny:3>big              (default: auto)
   --unload-after M  minutes without a message after which memory is freed, 0: never  (default: 60)
@@ -52,6 +53,7 @@ a later one needs no network and goes straight to the chat, unless pyproject.tom
   HSD_PYTHON        the Python to use, for instance /opt/python3.12/bin/python3
   HSD_TORCH_INDEX   a package index to take torch from, for instance https://download.pytorch.org/whl/cpu
   HSD_HOME          where conversations and statistics are kept
+  HSD_PASSWORD, HSD_API_KEY   the password and the API key, which others on this machine cannot read there
 
 Tests marked "full" take long; they run with --full. `test` keeps its data in a temporary folder.
 END

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import re
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Iterator
@@ -19,6 +20,7 @@ from chat.api_fields import ApiError
 from chat.api_http import Exchange, Gone
 from chat.api_replies import Telling, failed
 from chat.api_request import ApiRequest
+from chat.login import Guesses, network, slow_down
 from chat.session import Session
 
 log = logging.getLogger(__name__)
@@ -28,6 +30,9 @@ MOST_OPEN = 32
 
 AGAIN_SECONDS = 5
 SHORTEST_KEY = 8
+FREE_GUESSES = 20
+FREE_GUESSES_KNOWN = 40
+"""Wrong keys before an address has to wait: programs try again by themselves, also beside one that has the key."""
 
 
 def checked_key(key: str | None) -> str | None:
@@ -36,7 +41,7 @@ def checked_key(key: str | None) -> str | None:
     Raises:
         ConfigError: it is too short, or holds what a header cannot.
     """
-    if not key:
+    if key is None:
         return None
     if len(key) < SHORTEST_KEY or not all("!" <= letter <= "~" for letter in key):
         raise hsd.ConfigError(
@@ -54,11 +59,14 @@ class Api:
         key: what clients must send as a bearer; None asks for none.
         free: answer without a key, where there is none. Only where nobody but the person at this machine can ask,
             and the page asks for nothing either.
+
+    With a key, pages from everywhere may ask: a browser adds no bearer by itself.
     """
 
     def __init__(self, app: Any, session: Session, key: str | None = None, free: bool = False) -> None:
         self.app, self._session, self._free = app, session, free
         self._key = key.encode() if key else None
+        self._guesses = Guesses(FREE_GUESSES, FREE_GUESSES_KNOWN)
         self._begun = int(time.time())
         self._places = set(range(MOST_OPEN))
         self._routes: dict[str, tuple[str, Callable[[Exchange], Awaitable[None]]]] = {
@@ -71,10 +79,10 @@ class Api:
         if scope["type"] != "http" or not f"{scope['path']}/".startswith(("/health/", "/v1/")):
             await self.app(scope, receive, send)
             return
-        http = Exchange(scope, receive, send)
+        http = Exchange(scope, receive, _shared(scope, send) if self._key else send)
         try:
             try:
-                await self._answer(http)
+                await self._answer(http, foreign=bool(scope.get("hsd.foreign")))
             except ApiError as error:
                 await http.refuse(error)
             except Gone:
@@ -87,8 +95,11 @@ class Api:
         except Gone:
             pass
 
-    async def _answer(self, http: Exchange) -> None:
-        known = self._allow(http)
+    async def _answer(self, http: Exchange, foreign: bool) -> None:
+        if self._key is not None and http.method == "OPTIONS":
+            await http.answer(204, "text/plain", b"", _preflight(http))
+            return
+        known = self._allow(http, foreign)
         path = http.path.rstrip("/") or "/"
         if path == "/health" and not known:
             await self._health(http, bare=True)
@@ -101,16 +112,14 @@ class Api:
             raise ApiError(405, f"{path} takes no {http.method}.", f"Send a {method}.", headers={"allow": method})
         await route(http)
 
-    def _allow(self, http: Exchange) -> bool:
+    def _allow(self, http: Exchange, foreign: bool) -> bool:
         """Whether the client is known; False where it may see no more than that this is up.
 
         Raises:
             ApiError: it may see nothing.
         """
         if self._key is not None:
-            scheme, _, given = http.header("authorization").partition(b" ")
-            # A browser adds no bearer by itself, so that a page from elsewhere that has one was given it.
-            if scheme.lower() == b"bearer" and secrets.compare_digest(given.strip(), self._key):
+            if self._has_key(http):
                 return True
             if http.path.rstrip("/") == "/health":
                 return False
@@ -124,12 +133,11 @@ class Api:
         if not self._free:
             raise ApiError(
                 403,
-                "The API is off: it was given no key, and whoever uses this server needs a password.",
-                "Start it with --api-key, or set HSD_API_KEY.",
+                "The API is off: it was given no key, and the page of this server asks for a password.",
+                "Start it with --api-key-file or --api-key, or set HSD_API_KEY.",
                 code="api_off",
             )
-        origin, host = http.header("origin").lower(), http.header("host").lower()
-        if origin and origin not in (b"http://" + host, b"https://" + host):
+        if foreign:
             raise ApiError(
                 403,
                 "A web page from elsewhere asks, and this server was given no key.",
@@ -137,6 +145,21 @@ class Api:
                 code="foreign_origin",
             )
         return True
+
+    def _has_key(self, http: Exchange) -> bool:
+        """Whether the key was sent. Raises ApiError where too many wrong ones were."""
+        assert self._key is not None
+        scheme, _, given = http.header("authorization").partition(b" ")
+        if scheme.lower() != b"bearer" or not given.strip():
+            return False
+        who = network(http.client)
+        if (wait := self._guesses.wait(who)) > 0:
+            raise slow_down(wait, "keys")
+        if secrets.compare_digest(given.strip(), self._key):
+            self._guesses.right(who)
+            return True
+        self._guesses.wrong(who)
+        return False
 
     # What there is
 
@@ -238,6 +261,36 @@ class Api:
             yield f"api-{place}"
         finally:
             self._places.add(place)
+
+
+def _shared(scope: Any, send: Any) -> Any:
+    """Answers that the page of any origin may read."""
+    origin = next((value for name, value in scope["headers"] if name == b"origin"), None)
+
+    async def shared(message: Any) -> None:
+        if message["type"] == "http.response.start" and origin is not None:
+            more = [
+                (b"access-control-allow-origin", b"*"),
+                (b"access-control-expose-headers", b"retry-after"),
+            ]
+            message = {**message, "headers": [*message["headers"], *more]}
+        await send(message)
+
+    return shared
+
+
+def _preflight(http: Exchange) -> list[tuple[str, str]]:
+    """What a browser asks before it sends the key."""
+    asked = http.header("access-control-request-headers").decode("latin-1")
+    return [
+        ("access-control-allow-methods", "GET, POST"),
+        ("access-control-allow-headers", asked if _HEADER_NAMES.fullmatch(asked) else "authorization, content-type"),
+        ("access-control-allow-private-network", "true"),
+        ("access-control-max-age", "600"),
+    ]
+
+
+_HEADER_NAMES = re.compile(r"[A-Za-z0-9-]+(, ?[A-Za-z0-9-]+)*", re.ASCII)
 
 
 def _later(status: int, sentence: str, code: str, kind: str) -> ApiError:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
-from collections.abc import Coroutine, Mapping
+from collections.abc import Coroutine, Mapping, Sequence
 from typing import Any
 
 from chat.api_fields import ApiError
@@ -12,10 +13,17 @@ from chat.api_fields import ApiError
 MOST_BYTES = 4 << 20
 """Of a body. The longest context there is has less text."""
 
-DRAIN_BYTES = 16 * MOST_BYTES
-"""Read and thrown away of a body that is too large: who is still sending cannot hear why it was refused."""
+DRAIN_BYTES = 32 * MOST_BYTES
+"""Thrown away of a body whose length was declared, after the answer: a client that is still sending hears it then."""
 
+DRAIN_UNDECLARED_BYTES = 1 << 20
+"""The same of a body that did not say how long it is."""
+
+DRAIN_SECONDS = 10.0
 BODY_SECONDS = 30.0
+SLOWEST = 64 << 10
+"""Bytes a second of a body. It has the time that this takes, and `BODY_SECONDS`."""
+
 SEND_SECONDS = 60.0
 """A client that takes nothing for so long has gone, whatever its connection says."""
 
@@ -58,63 +66,81 @@ class Exchange:
         wanted = name.encode()
         return next((bytes(value) for key, value in self._scope["headers"] if key == wanted), b"")
 
-    async def body(self) -> bytes:
-        """The body.
+    def headers(self, name: str) -> list[bytes]:
+        """All headers of this name."""
+        wanted = name.encode()
+        return [bytes(value) for key, value in self._scope["headers"] if key == wanted]
+
+    async def body(self, most: int = MOST_BYTES) -> bytes:
+        """The body, of at most so many bytes. What is too large is not read to its end.
 
         Raises:
             ApiError: it is too large, or does not come.
             Gone: the client went away before its end.
         """
-        if self._declared() > DRAIN_BYTES:
-            raise _too_large()
+        if self.declared > most:
+            raise too_large(most)
+        body = bytearray()
+        until = asyncio.get_running_loop().time() + BODY_SECONDS
         try:
-            async with asyncio.timeout(BODY_SECONDS):
-                return await self._whole(keep=MOST_BYTES)
+            async with asyncio.timeout_at(until) as limit:
+                more = True
+                while more:
+                    chunk, more = await self._chunk()
+                    body += chunk
+                    if len(body) > most:
+                        raise too_large(most)
+                    limit.reschedule(until + len(body) / SLOWEST)
+            return bytes(body)
         except TimeoutError as error:
             raise ApiError(408, "The body did not come.", "Send it at once.", code="timeout") from error
 
-    def _declared(self) -> int:
+    @property
+    def declared(self) -> int:
+        """How many bytes the body is said to have; 0 where nothing is said."""
         length = self.header("content-length")
-        return int(length) if length.isdigit() else 0
+        return int(length[:18]) if length.isdigit() and not self.header("transfer-encoding") else 0
 
-    async def _whole(self, keep: int) -> bytes:
-        chunks, size = [], 0
-        while size <= DRAIN_BYTES:
-            message = await self._receive()
-            if message["type"] == "http.disconnect":
-                raise Gone
-            chunk = message.get("body", b"")
-            size += len(chunk)
-            if size <= keep:
-                chunks.append(chunk)
-            if not message.get("more_body"):
-                self._read = True
-                break
-        if size > keep:
-            raise _too_large()
-        return b"".join(chunks)
+    async def _chunk(self) -> tuple[bytes, bool]:
+        message = await self._receive()
+        if message["type"] == "http.disconnect":
+            raise Gone
+        self._read = not message.get("more_body")
+        return message.get("body", b""), not self._read
+
+    async def _drain(self) -> None:
+        """Read on for a while, and throw it away: a connection that is closed earlier can take the answer with it."""
+        left = DRAIN_BYTES if self.declared else DRAIN_UNDECLARED_BYTES
+        if self.declared > DRAIN_BYTES or self.header("expect"):
+            return
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(DRAIN_SECONDS):
+                while not self._read and left > 0:
+                    left -= len((await self._chunk())[0])
 
     async def reply(self, status: int, value: Any, headers: Mapping[str, str] | None = None) -> None:
         """The whole answer, as JSON."""
         # What a client wrote comes back in errors, and JSON can write halves of characters.
         body = json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
-        await self._head(status, {"content-type": "application/json", "content-length": str(len(body))}, headers)
-        await self._body(body, more=False)
+        await self.answer(status, "application/json", body, [*(headers or {}).items()])
+
+    async def answer(self, status: int, kind: str, body: bytes, headers: Sequence[tuple[str, str]] = ()) -> None:
+        """The whole answer. If the request's body was not read, the connection ends with it."""
+        unread = not self._read and (self.declared > 0 or bool(self.header("transfer-encoding")))
+        own = [("content-type", kind), ("content-length", str(len(body)))]
+        await self._head(status, [*own, *headers, *([("connection", "close")] if unread else [])])
+        await self._body(b"" if self.method == "HEAD" else body, more=unread)
+        if unread:
+            await self._drain()
+            await self._body(b"", more=False)
 
     async def refuse(self, error: ApiError) -> None:
         """The answer is an error."""
-        if not self._read and 0 < self._declared() <= DRAIN_BYTES:
-            try:
-                async with asyncio.timeout(BODY_SECONDS):
-                    await self._whole(keep=0)
-            except (ApiError, TimeoutError):
-                pass
         await self.reply(error.status, error.body, error.headers)
 
     async def events(self) -> None:
         """Begin to answer with events."""
-        kind = {"content-type": "text/event-stream; charset=utf-8", "x-accel-buffering": "no"}
-        await self._head(200, kind, None)
+        await self._head(200, [("content-type", "text/event-stream; charset=utf-8"), ("x-accel-buffering", "no")])
 
     async def event(self, value: Any) -> None:
         """One event. In ASCII, so that every way to cut lines leaves it whole."""
@@ -144,14 +170,14 @@ class Exchange:
         while (await self._receive())["type"] != "http.disconnect":
             pass
 
-    async def _head(self, status: int, own: Mapping[str, str], more: Mapping[str, str] | None) -> None:
-        headers = {**own, "cache-control": "no-store", **(more or {})}
+    async def _head(self, status: int, headers: Sequence[tuple[str, str]]) -> None:
+        headers = [*headers, ("cache-control", "no-store")]
         self.begun = True
         await self._give(
             {
                 "type": "http.response.start",
                 "status": status,
-                "headers": [(name.encode(), value.encode()) for name, value in headers.items()],
+                "headers": [(name.encode(), value.encode("latin-1", "replace")) for name, value in headers],
             }
         )
 
@@ -166,10 +192,11 @@ class Exchange:
             raise Gone from error
 
 
-def _too_large() -> ApiError:
+def too_large(most: int) -> ApiError:
+    """The body has more bytes than this."""
     return ApiError(
         413,
-        f"The body is larger than {MOST_BYTES >> 20} MB.",
+        f"The body is larger than {most >> 20} MB." if most >> 20 else f"The body is larger than {most >> 10} kB.",
         "Send fewer or shorter messages.",
         code="request_too_large",
     )

@@ -6,12 +6,10 @@ Importing gradio takes seconds and torch many more, so both wait until what can 
 from __future__ import annotations
 
 import dataclasses
-import errno
 import logging
 import os
 import secrets
 import signal
-import socket
 import sys
 import threading
 import time
@@ -24,7 +22,9 @@ from typing import TYPE_CHECKING
 
 import hsd
 from chat.api import Api, checked_key
-from chat.guard import Guard, is_loopback
+from chat.guard import Beginning, Guard
+from chat.hosts import address_of, is_loopback, listen
+from chat.login import Login, Visitors, checked_password
 from chat.own_families import OwnFamilies
 from chat.request import EngineLike, Load
 from chat.session import Session
@@ -32,6 +32,7 @@ from chat.store import Store
 
 if TYPE_CHECKING:
     import gradio as gr
+    from fastapi import FastAPI
 
 FIRST_LOOK_SECONDS = 2.0
 """The engine's imports wait this long for the first visitor, whose page would share the processor with them."""
@@ -76,6 +77,7 @@ def serve(arguments: Arguments) -> int:
     if arguments.plan != "auto":
         hsd.Plan.parse(arguments.plan)
     checked_key(arguments.api_key)
+    checked_password(arguments.password)
     check_port(arguments.host, arguments.port)
     folder = hsd.data_dir(arguments.data_dir)
     # Visitors must not read what the owner wrote.
@@ -102,7 +104,7 @@ def serve(arguments: Arguments) -> int:
             folder,
         )
     stopped = _stop_on_signals()
-    password = arguments.password or needed_password(arguments)
+    password = needed_password(arguments) if arguments.password is None else arguments.password
     page, address, shared = launch(session, arguments, password)
     _announce(arguments, address, shared, password, folder, session.until)
     deadline = time.monotonic() + FIRST_LOOK_SECONDS
@@ -138,23 +140,8 @@ def loader(arguments: Arguments, folder: Path) -> Load:
 
 def check_port(host: str, port: int) -> None:
     """Raises HsdError where the port cannot be listened on."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family) as probe:
-        # As the server will: a port that only waits for its last connections to time out is free.
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            if error.errno == errno.EADDRINUSE:
-                raise hsd.HsdError(
-                    f"Port {port} on {host} is in use.",
-                    f"Stop the other program, or choose another: --port {port + 1}.",
-                ) from error
-            if error.errno == errno.EACCES:
-                raise hsd.HsdError(f"Port {port} needs more rights than you have.", "Choose one above 1023.") from error
-            raise hsd.HsdError(
-                f"Cannot listen on {host}: {error.strerror or error}.", "Use 127.0.0.1, or an address of this machine."
-            ) from error
+    for found in listen(host, port):
+        found.close()
 
 
 def needed_password(arguments: Arguments) -> str | None:
@@ -169,56 +156,69 @@ def launch(session: Session, arguments: Arguments, password: str | None) -> tupl
     # Read when gradio is imported.
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    # Gradio asks its own server whether it is up, and would ask a proxy for it.
-    given = os.environ.get("NO_PROXY", os.environ.get("no_proxy", ""))
-    os.environ["NO_PROXY"] = os.environ["no_proxy"] = ",".join(filter(None, [given, "127.0.0.1,localhost,::1"]))
     logging.getLogger("httpx").setLevel(logging.WARNING)
-    from starlette.middleware import Middleware
-
+    from chat import server
     from chat.ui import page as ui
 
-    # Without a key only for whoever could use the page as well: at this machine, and where it asks for no password.
-    free = arguments.local and password is None
-    api = Middleware(Api, session=session, key=checked_key(arguments.api_key), free=free)
     page = ui.build(session)
     # Nobody waits in Gradio's own queue, so nobody need be told of it. It looks for events a thousand times a second,
     # on the models' processor; nobody feels a hundredth of one.
     page.queue(default_concurrency_limit=None, status_update_rate=3600)
     page._queue.sleep_when_free, page._queue.progress_update_sleep_when_free = 0.01, 1.0
+    key = checked_key(arguments.api_key)
+    # Without a key only for whoever could use the page as well: at this machine, and where it asks for no password.
+    api = Api(_mounted(page), session=session, key=key, free=arguments.local and password is None)
+    login = None
+    if password is not None:
+        login = Login(password, Visitors(session.store.path.parent, session.known_visitor), arguments.port)
+    guard = Guard(api, arguments.local, login, guests=arguments.guests, title=page.title)
+    sockets = listen(arguments.host, arguments.port)
+    if arguments.local and not all(is_loopback(found.getsockname()[0]) for found in sockets):
+        for found in sockets:
+            found.close()
+        raise hsd.HsdError(f"'{arguments.host}' is not this machine alone.", "Use 127.0.0.1 or ::1.")
+    running = server.Server(guard, sockets, behind_tunnel=arguments.share)
     try:
-        _, address, shared = page.launch(
-            server_name=arguments.host,
-            server_port=arguments.port,
-            share=arguments.share,
-            auth=(lambda _, given: secrets.compare_digest(given.encode(), password.encode())) if password else None,
-            auth_message="Any name, and the password you were given.",
-            prevent_thread_lock=True,
-            quiet=True,
-            show_error=True,
-            footer_links=[],
-            # Files are read in the browser; nobody fills this disk by uploading.
-            max_file_size=1,
-            run_history=False,
-            enable_monitoring=False,
-            ssr_mode=False,
-            pwa=True,
-            mcp_server=False,
-            inbrowser=False,
-            theme=ui.theme(),
-            css=ui.CSS,
-            head=ui.HEAD,
-            app_kwargs={
-                "middleware": [
-                    Middleware(Guard, local_only=arguments.local, guests=arguments.guests, first=ui.FIRST),
-                    api,
-                ],
-                "docs_url": None,
-                "redoc_url": None,
-            },
-        )
+        running.start()
     except OSError as error:
         raise hsd.HsdError(f"Port {arguments.port} on {arguments.host} cannot be used.", str(error)) from error
-    return page, address, shared
+    # `page.close` closes it.
+    page.server = running
+    shared = server.tunnel(sockets[0]) if arguments.share else None
+    guard.public_host = shared.partition("://")[2].strip("/").lower() if shared else ""
+    return page, address_of(arguments.host, arguments.port), shared
+
+
+def _mounted(page: gr.Blocks) -> FastAPI:
+    """The page as an application, without what is not needed of Gradio."""
+    import gradio as gr
+    from fastapi import FastAPI
+    from starlette.middleware import Middleware
+
+    from chat.ui import page as ui
+
+    mounted: FastAPI = gr.mount_gradio_app(
+        FastAPI(docs_url=None, redoc_url=None, openapi_url=None),
+        page,
+        "/",
+        footer_links=[],
+        show_error=True,
+        # Files are read in the browser; nobody fills this disk by uploading.
+        max_file_size=1,
+        run_history=False,
+        enable_monitoring=False,
+        ssr_mode=False,
+        pwa=True,
+        mcp_server=False,
+        theme=ui.theme(),
+        css=ui.CSS,
+        head=ui.HEAD,
+        app_kwargs={"middleware": [Middleware(Beginning, first=ui.FIRST)], "docs_url": None, "redoc_url": None},
+    )
+    inner = mounted.routes[-1].app  # type: ignore[attr-defined]
+    page.app = page.server_app = inner
+    page._queue.set_server_app(inner)
+    return mounted
 
 
 def _announce(
@@ -234,7 +234,8 @@ def _announce(
         asks = "asks for the key" if arguments.api_key else "for programs of this machine"
         print(f"The API is at {address.rstrip('/')}/v1  ({asks})", flush=True)
     if password:
-        print(f"Password: {password}  (any user name)", flush=True)
+        # One that was given may be a secret of other things too, and what is printed may be kept.
+        print("It asks for the password." if arguments.password else f"Password: {password}", flush=True)
         own = "Every browser sees its own conversations." if arguments.guests else "All see the same conversations."
         print(own, flush=True)
     if arguments.browser and is_loopback(arguments.host) and _has_browser():

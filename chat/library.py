@@ -57,6 +57,10 @@ class Library:
         """Whether a conversation or message is not somebody else's."""
         return self._of(identifier).visitor_of(identifier) in (None, visitor)
 
+    def known_visitor(self, visitor: str) -> bool:
+        """Whether a conversation of this visitor is stored."""
+        return bool(self.store.rows("SELECT 1 FROM conversations WHERE visitor = ? LIMIT 1", visitor))
+
     def conversation(self, conversation_id: str | None) -> Conversation | None:
         """The conversation, or None where it is unknown or deleted."""
         return self._of(conversation_id).conversation(conversation_id) if conversation_id else None

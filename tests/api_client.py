@@ -30,6 +30,7 @@ class Client:
 
     port: int
     headers: dict[str, str] = field(default_factory=dict)
+    page: Any = None
 
     def send(
         self, method: str, path: str, body: bytes | Iterator[bytes] | None = None, **headers: str
@@ -116,7 +117,7 @@ def served(
     if start:
         session.start()
     try:
-        yield session, Client(asked.port)
+        yield session, Client(asked.port, page=page)
     finally:
         session.close()
         page.close(verbose=False)

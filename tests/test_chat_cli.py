@@ -13,7 +13,7 @@ import pytest
 from chat_server import ROOT, answer, free_port, log_of, serve
 
 from chat import app
-from chat.guard import is_loopback
+from chat.hosts import is_loopback
 
 
 def run(*arguments: str, folder: Path, timeout: float = 60) -> subprocess.CompletedProcess:
@@ -87,7 +87,7 @@ def test_the_page_is_served_before_the_engine_and_ctrl_c_ends_it(tmp_path: Path)
         assert status == 200 and "hsd chat" in page
         # Nothing is uploaded by the page, and nobody else fills the disk.
         body = b"--x\r\nContent-Disposition: form-data; name=files; filename=a.txt\r\n\r\nmany\r\n--x--\r\n"
-        assert answer(port, "/gradio_api/upload", body, **{"Content-Type": "multipart/form-data; boundary=x"})[0] == 413
+        assert answer(port, "/gradio_api/upload", body, **{"Content-Type": "multipart/form-data; boundary=x"})[0] == 404
         # A name of somebody else's that points here must not read the page.
         assert answer(port, Host="evil.example")[0] == 421
     finally:

@@ -16,7 +16,7 @@ from test_chat_session import idle
 
 import hsd
 from chat import app
-from chat.guard import COOKIE, Guard
+from chat.guard import COOKIE, Beginning
 from chat.request import Request
 from chat.session import Session
 from chat.settings import Settings
@@ -156,28 +156,6 @@ def test_the_place_in_the_queue_is_the_one_that_comes_true(session: Session, eng
     assert [str(prompt[-1]["content"]) for prompt in engine.prompts[1:]] == ["me too", "again"]
 
 
-def test_a_browser_is_given_one_name_and_keeps_it() -> None:
-    import asyncio
-
-    sent: list[Any] = []
-
-    async def page(scope: Any, receive: Any, send: Any) -> None:
-        await send({"type": "http.response.start", "status": 200, "headers": []})
-
-    async def keep(message: Any) -> None:
-        sent.append(dict(message["headers"]).get(b"set-cookie", b""))
-
-    def ask(guard: Guard, path: str, *cookies: bytes) -> bytes:
-        headers = [(b"cookie", cookie) for cookie in cookies]
-        asyncio.run(guard({"type": "http", "path": path, "headers": headers}, None, keep))
-        return sent[-1]
-
-    guests = Guard(page, local_only=False, guests=True)
-    first, second = ask(guests, "/"), ask(guests, "/")
-    assert first != second and b"HttpOnly" in first and b"SameSite=Lax" in first
-    assert ask(guests, "/", first.split(b";")[0]) == b"" == ask(guests, "/config") == ask(Guard(page, False), "/")
-
-
 @pytest.mark.parametrize(
     "text", [b"<html><head><script>gradio()</script></head><head></html>", b"<p>Not found.</p>", b""]
 )
@@ -197,7 +175,7 @@ def test_the_page_begins_with_what_has_to_run_before_everything(kind: bytes, tex
 
     for path in ("/", "/theme.css"):
         scope = {"type": "http", "method": "GET", "path": path, "headers": []}
-        asyncio.run(Guard(page, local_only=False, first="<script>ours()</script>")(scope, None, keep))
+        asyncio.run(Beginning(page, "<script>ours()</script>")(scope, None, keep))
         start, body = sent[-2:]
         assert dict(start["headers"])[b"content-length"] == str(len(body["body"])).encode()
         first = b"<script>ours()</script>" if path == "/" and kind.startswith(b"text/html") else b""

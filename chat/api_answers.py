@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections import Counter
 from collections.abc import Mapping
@@ -16,10 +17,14 @@ FINISH = {"stop": "stop", "length": "length", "timeout": "length"}
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """The shape of one answer. `identifier` and `model` are in every part of it."""
+    """The shape of one answer. `identifier`, `model` and `fingerprint` are in every part of it.
+
+    A stream that begins before the engine knows its plan has no fingerprint in its first part.
+    """
 
     identifier: str
     model: str
+    fingerprint: str | None = None
     created: int = field(default_factory=lambda: int(time.time()))
 
     def whole(self, thought: str, text: str, reply: hsd.Reply, queued: float) -> dict[str, Any]:
@@ -49,9 +54,20 @@ class Answer:
             "object": kind,
             "created": self.created,
             "model": self.model,
-            "system_fingerprint": f"hsd-{hsd.__version__}",
+            "system_fingerprint": self.fingerprint,
             "choices": choices,
         }
+
+
+def fingerprint(info: hsd.FamilyInfo, plan: hsd.Plan) -> str:
+    """A short hash of what determines a reply beside its request: program, models, how they are computed, plan.
+
+    Args:
+        info: the family that answers.
+        plan: the one that the reply begins with.
+    """
+    parts = (hsd.__version__, info.name, info.models, info.target, info.context, info.device, info.backend, str(plan))
+    return f"fp_{hashlib.sha256(repr((parts, sorted(info.parameters.items()))).encode()).hexdigest()[:12]}"
 
 
 def usage(stats: hsd.ReplyStats) -> dict[str, Any]:

@@ -29,10 +29,12 @@ SAMPLING = {
     "repetition_penalty": "repetition_penalty",
     "presence_penalty": "presence_penalty",
     "frequency_penalty": "frequency_penalty",
+    "n_predict": "max_tokens",
     "max_tokens": "max_tokens",
     "max_completion_tokens": "max_tokens",
     "seed": "seed",
 }
+WHOLE = ("top_k", "max_tokens", "seed")
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 
 
@@ -68,12 +70,17 @@ class ApiError(hsd.HsdError):
         return {"error": {"message": str(self), "type": self.kind, "param": self.param, "code": self.code}}
 
 
-def too_long(message: str) -> ApiError:
-    """The messages do not fit."""
+def too_long(context: int, had: str) -> ApiError:
+    """The messages do not fit. Clients look for these words before they leave old messages out.
+
+    Args:
+        context: of the family, in tokens.
+        had: what the messages are or resulted in.
+    """
     return ApiError(
         400,
-        message,
-        "Send fewer or shorter messages: nothing is left out unasked.",
+        f"This model's maximum context length is {context} tokens. However, your messages {had}.",
+        "Please reduce the length of the messages.",
         param="messages",
         code="context_length_exceeded",
     )
@@ -187,14 +194,16 @@ def _params(values: Mapping[str, Any], context: int) -> hsd.SamplingParams:
         value = values.get(field)
         if value is None:
             continue
+        if name in WHOLE and isinstance(value, float) and value.is_integer():
+            value = int(value)  # JSON has one kind of number: 512.0 and 5.12e2 are 512
         if isinstance(value, int) and not -INT64 <= value < INT64:
             raise _bad(field, value, "a number of at most 64 bits")
         try:
-            hsd.SamplingParams(**{name: value})
+            meant = getattr(hsd.SamplingParams.from_dict({name: value}), name)
         except hsd.ConfigError as error:
             raise _bad(field, value, error.hint.removeprefix(f"{name} must be ").rstrip(".")) from error
         # The reply cannot be longer than the context, however much is asked for.
-        chosen[name] = min(value, context) if name == "max_tokens" else value
+        chosen[name] = min(meant, context) if name == "max_tokens" else meant
     chosen["stop"] = _stops(values.get("stop"))
     chosen["logit_bias"] = _bias(values.get("logit_bias"))
     chosen["thinking"] = _thinking(values)
@@ -241,11 +250,11 @@ def _messages(value: object, letters: int, context: int) -> list[dict[str, str]]
     # Every message takes a token at least, and is not read to find that out.
     most = min(MOST_MESSAGES, context)
     if len(value) > most:
-        raise too_long(f"There are {len(value)} messages; a conversation has at most {most} here.")
+        raise too_long(context, f"are {len(value)}, and at most {most} are read")
     messages = [_message(message, f"messages[{place}]") for place, message in enumerate(value)]
     total = sum(len(message["content"]) + len(message.get("reasoning_content", "")) for message in messages)
     if total > letters:
-        raise too_long(f"The messages have {total} characters, and the context holds {context} tokens with the reply.")
+        raise too_long(context, f"resulted in {-(-total // LETTERS_PER_TOKEN)} tokens or more")
     return messages
 
 
@@ -257,7 +266,11 @@ def _message(message: object, field: str) -> dict[str, str]:
         raise _bad(f"{field}.role", role, "system, developer, user or assistant: this server calls no tools")
     if not isinstance(role, str) or role not in ROLES:
         raise _bad(f"{field}.role", role, "system, developer, user or assistant")
-    read = {"role": ROLES[role], "content": _content(message.get("content"), f"{field}.content")}
+    content = message.get("content")
+    if role == "assistant" and content in (None, []):
+        # A turn without words: it called a tool, was stopped, or was refused.
+        content = message.get("refusal") or ""
+    read = {"role": ROLES[role], "content": _content(content, f"{field}.content")}
     thought = message.get("reasoning_content")
     if thought and role == "assistant":
         read["reasoning_content"] = _content(thought, f"{field}.reasoning_content")
@@ -278,12 +291,12 @@ def _part(part: object, field: str) -> str:
     kind = part.get("type")
     if kind in ("image_url", "input_image", "image"):
         raise ApiError(400, f"{field} is an image, and this family reads text alone.", "Send texts.", param=field)
-    if kind != "text":
+    if kind not in ("text", "refusal"):
         raise _bad(f"{field}.type", kind, '"text": this family reads nothing else')
-    text = part.get("text")
+    text = part.get(kind)  # both kinds of part keep their text under their own name
     if not isinstance(text, str):
-        raise _bad(f"{field}.text", text, "a text")
-    return _whole(text, f"{field}.text")
+        raise _bad(f"{field}.{kind}", text, "a text")
+    return _whole(text, f"{field}.{kind}")
 
 
 def _whole(text: str, field: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import time
 
 import hsd
@@ -75,8 +76,8 @@ class Telling:
         """The reply in one piece. Raises ApiError where there is none."""
         while not request.over:
             await self.news.wait(None)
-        reply = _finished(request)
-        await self._http.reply(200, self._answer.whole(request.thought, request.answer, reply, self._queued(request)))
+        reply, answer = _finished(request), self._shape(request)
+        await self._http.reply(200, answer.whole(request.thought, request.answer, reply, self._queued(request)))
 
     async def stream(self, request: ApiRequest, counted: bool) -> None:
         """The reply as it grows. Raises ApiError where it is refused before anything was sent.
@@ -90,10 +91,10 @@ class Telling:
         if request.over:
             _finished(request)
         await self._http.events()
-        await self._http.event(self._answer.part({"role": "assistant", "content": ""}))
+        await self._http.event(self._shape(request).part({"role": "assistant", "content": ""}))
         try:
             await self._parts(request)
-            for part in self._answer.last(_finished(request), self._queued(request), counted):
+            for part in self._shape(request).last(_finished(request), self._queued(request), counted):
                 await self._http.event(part)
         except ApiError as error:
             await self._http.event(error.body)
@@ -106,7 +107,7 @@ class Telling:
             more = False
             for name, text in (("reasoning_content", request.thought), ("content", request.answer)):
                 if len(text) > sent[name]:
-                    await self._http.event(self._answer.part({name: text[sent[name] :]}))
+                    await self._http.event(self._shape(request).part({name: text[sent[name] :]}))
                     sent[name], more = len(text), True
             if over:
                 return
@@ -114,6 +115,9 @@ class Telling:
                 await self.news.pause(SPACING_SECONDS)
             if not await self.news.wait(PATIENCE_SECONDS):
                 await self._http.comment("reading" if request.accepted else "waiting")
+
+    def _shape(self, request: ApiRequest) -> Answer:
+        return dataclasses.replace(self._answer, fingerprint=request.fingerprint)
 
     def _queued(self, request: ApiRequest) -> float:
         return max(0.0, request.started - self._called) if request.started else 0.0
@@ -129,7 +133,7 @@ def _finished(request: ApiRequest) -> hsd.Reply:
     problem, reply = request.problem, request.reply
     if isinstance(problem, hsd.PromptError):
         if problem.tokens is not None:
-            raise too_long(problem.message)
+            raise too_long(request.context, f"resulted in {problem.tokens} tokens")
         raise ApiError(400, problem.message, problem.hint, param="messages")
     if isinstance(problem, hsd.ConfigError):
         # All else was checked before; only the engine knows the vocabulary.

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import hsd
+from chat.api_answers import fingerprint
 from chat.request import EngineLike, Request
 
 
@@ -21,6 +22,8 @@ class ApiRequest(Request):
         accepted: the engine has taken the prompt.
         reply: how it ended, if the engine said so.
         problem: why the engine refused.
+        context: of the engine that took it, in tokens.
+        fingerprint: of what determines the reply; None until the engine has taken the prompt.
         over: nothing changes any more.
         error: what the worker says of a failure.
     """
@@ -31,6 +34,8 @@ class ApiRequest(Request):
     accepted: bool = False
     reply: hsd.Reply | None = None
     problem: hsd.HsdError | None = None
+    context: int = 0
+    fingerprint: str | None = None
     over: bool = False
     error: str | None = None
 
@@ -50,6 +55,8 @@ class ApiRequest(Request):
         Raises:
             HsdError: what the engine refuses; kept in `problem` too.
         """
+        info = engine.info
+        self.context = info.context
         last = self.messages[-1]
         if last["role"] == "assistant":
             self.split.push(hsd.with_thinking(last.get("reasoning_content", ""), last["content"]))
@@ -61,6 +68,7 @@ class ApiRequest(Request):
                         self.add(event)
                         self.split.push(event.text)
                     case hsd.Started():
+                        self.fingerprint = fingerprint(info, event.plan)
                         self.accepted = True
                     case hsd.Finished():
                         self.reply = event.reply

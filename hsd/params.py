@@ -9,6 +9,9 @@ from typing import Any
 
 from hsd.errors import ConfigError
 
+NO_LIMIT = 2**31 - 1
+"""More tokens than any context has room for."""
+
 
 def _reject(field_name: str, value: object, want: str) -> ConfigError:
     return ConfigError(f"{field_name}={value!r} is not possible.", f"{field_name} must be {want}.")
@@ -24,7 +27,7 @@ class SamplingParams:
     Args:
         temperature: 0 is greedy (one-hot on the largest logit); otherwise logits are divided by it.
         top_p: keep the smallest set of tokens whose probabilities reach this, in (0, 1]; 1 keeps all.
-        top_k: keep the k most likely tokens; 0 keeps all.
+        top_k: keep the k most likely tokens; 0 keeps all, and so does -1.
         min_p: keep tokens at least this fraction as likely as the likeliest, in [0, 1); 0 keeps all.
         repetition_penalty: divides (multiplies) positive (negative) logits of tokens in prompt or reply; 1 is off.
         presence_penalty: subtracted from the logits of tokens that the reply already holds.
@@ -32,9 +35,9 @@ class SamplingParams:
         logit_bias: token id -> number added to its logit.
         banned_ids: token ids that never appear.
         forced_ids: token ids that the reply begins with, one after the other.
-        max_tokens: the reply ends after this many tokens.
+        max_tokens: the reply ends after this many tokens; -1 is as many as the context has room for.
         stop: the reply ends before any of these strings.
-        seed: reproduces a reply on the same device and plan; None draws a new one.
+        seed: reproduces a reply on the same device and plan; None draws a new one, and so does -1.
         time_limit: seconds after which the reply ends with what it has; None is no limit.
         thinking: whether the model thinks before it answers, where the family's chat template has a switch for that
             (`FamilyInfo.thinking`); None is the template's own default.
@@ -57,6 +60,11 @@ class SamplingParams:
     thinking: bool | None = None
 
     def __post_init__(self) -> None:
+        # -1 has one meaning for all programs that came from llama.cpp's server or vLLM: not set.
+        for name, unset in (("seed", None), ("top_k", 0), ("max_tokens", NO_LIMIT)):
+            if type(getattr(self, name)) is int and getattr(self, name) == -1:
+                object.__setattr__(self, name, unset)
+
         def finite(name: str, low: float, high: float, want: str) -> None:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int | float):

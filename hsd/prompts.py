@@ -148,7 +148,7 @@ class Prompts:
         if len(prompt) and all(isinstance(m, int) and not isinstance(m, bool) for m in prompt):
             prepared = self._given(list(prompt))  # type: ignore[arg-type]  # mypy does not see what is looked at
         else:
-            turns: list[Any] = list(prompt)
+            turns: list[Any] = self._checked(list(prompt))  # type: ignore[arg-type]  # ids were told apart above
             prepared = self._built(turns, thinking)
             if drop and len(prepared.ids) > context - min(max_tokens, context // 4):
                 # Half the context at once: dropping just enough would read everything anew in every later turn. Halving
@@ -413,6 +413,8 @@ class Prompts:
     def _checked(self, messages: Sequence[Message]) -> list[Message]:
         if not messages:
             raise PromptError("There is no message to answer.", "Send at least one message.")
+        # A turn of the assistant without words has None in many programs: it called a tool, or was stopped.
+        messages = [_with_text(message) for message in messages]
         for message in messages:
             role = message.get("role") if isinstance(message, Mapping) else None
             content = message.get("content") if isinstance(message, Mapping) else None
@@ -433,6 +435,11 @@ class Prompts:
         if not re.fullmatch(r"[\w -]+", role):
             raise PromptError(f"The role {role[:40]!r} is no word.", "Roles are 'system', 'user' and 'assistant'.")
         return role
+
+
+def _with_text(message: Any) -> Any:
+    wordless = isinstance(message, Mapping) and message.get("role") == "assistant" and message.get("content") is None
+    return {**message, "content": ""} if wordless else message
 
 
 def _begun(messages: Sequence[Message]) -> tuple[list[Message], Message | None]:

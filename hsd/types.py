@@ -332,6 +332,8 @@ class FamilyInfo:
         notes: sentences a person should know (a target that runs plainly, for example).
         memory: what its weights take, measured, and its caches at the full context; None for models of a program.
         thinking: whether its chat template takes `SamplingParams.thinking`.
+        backend: where the weights come from, how they are stored, what they compute in, and by which steps, per model.
+            It changes when faster steps are adopted.
     """
 
     name: str
@@ -345,3 +347,4 @@ class FamilyInfo:
     notes: tuple[str, ...] = ()
     memory: MemoryFit | None = None
     thinking: bool = False
+    backend: str = ""

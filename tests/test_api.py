@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import http.client
 import json
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -40,6 +42,8 @@ class Recording(ScriptedEngine):
     def stream(self, messages: Sequence[Mapping[str, Any]], params: hsd.SamplingParams, **options: Any) -> Any:
         self.asked.append((params, options["plan"]))
         self.words.append(0)
+        if "LARGE" in str(messages[-1]["content"]):
+            raise hsd.PromptError("It is too long.", "Shorten it.", tokens=5000)
         if "BREAK" in str(messages[-1]["content"]):
             raise RuntimeError("a device was lost")
         for event in super().stream(messages, params, **options):
@@ -285,7 +289,7 @@ IMPOSSIBLE: list[tuple[str, Any]] = [
     ("temperature", 10**400),
     ("top_p", 0),
     ("top_p", 1.5),
-    ("top_k", -1),
+    ("top_k", -2),
     ("top_k", 2.5),
     ("min_p", 1),
     ("repeat_penalty", 0),
@@ -296,6 +300,10 @@ IMPOSSIBLE: list[tuple[str, Any]] = [
     ("max_completion_tokens", -5),
     ("seed", 1.5),
     ("seed", 1 << 63),
+    ("max_tokens", -2),
+    ("max_tokens", 12.5),
+    ("max_tokens", "512"),
+    ("n_predict", 0),
     ("stop", ""),
     ("stop", [""]),
     ("stop", [1]),
@@ -355,6 +363,9 @@ IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,"}}
         ([{"role": "tool", "content": "hi"}], "messages[0].role", "tools"),
         ([*said("hi"), {"role": "user"}], "messages[1].content", "text"),
         ([{"role": "user", "content": []}], "messages[0].content", "text"),
+        ([{"role": "system", "content": None}, *said("hi")], "messages[0].content", "text"),
+        ([*said("hi"), {"role": "assistant", "content": 5}], "messages[1].content", "text"),
+        ([*said("hi"), {"role": "assistant", "content": [{"type": "refusal"}]}], "messages[1].content[0].refusal", ""),
         ([{"role": "user", "content": ["hi"]}], "messages[0].content[0]", "part"),
         ([{"role": "user", "content": [{"type": "text", "text": "see"}, IMAGE]}], "messages[0].content[1]", "image"),
         ([{"role": "user", "content": [{"type": "input_audio"}]}], "messages[0].content[0].type", "text"),
@@ -367,12 +378,94 @@ def test_messages_that_cannot_be_read_are_named(client: Client, messages: Any, p
     assert status == 400 and problem(value)["param"] == param and word in problem(value)["message"]
 
 
-def test_what_cannot_fit_is_refused_before_it_waits(client: Client, engine: Recording) -> None:
+CALL = {"id": "c1", "type": "function", "function": {"name": "now", "arguments": "{}"}}
+
+
+@pytest.mark.parametrize(
+    ("turn", "text"),
+    [
+        ({"content": None}, ""),
+        ({}, ""),
+        ({"content": ""}, ""),
+        ({"content": []}, ""),
+        ({"content": None, "tool_calls": [CALL]}, ""),
+        ({"content": None, "refusal": "I cannot."}, "I cannot."),
+        ({"content": [{"type": "refusal", "refusal": "I cannot."}]}, "I cannot."),
+    ],
+)
+def test_a_turn_of_the_assistant_without_words_is_an_empty_one(
+    session: Session, client: Client, engine: Recording, turn: dict[str, Any], text: str
+) -> None:
+    status, value = client.chat([*said("hi"), {"role": "assistant", **turn}, *said("hello")], max_tokens=3)
+    assert status == 200, value
+    assert engine.prompts[-1][1] == {"role": "assistant", "content": text}
+
+
+TOO_LONG = re.compile(r"This model's maximum context length is (\d+) tokens\. However, your messages .*(\d+)")
+
+
+def test_what_cannot_fit_is_refused_before_it_waits_in_words_that_clients_know(
+    client: Client, engine: Recording
+) -> None:
     asked = len(engine.asked)
     for messages in (said("x" * (16 * INFO.context + 1)), said("hi") * (MOST_MESSAGES + 1)):
         status, value = client.chat(messages)
         assert status == 400 and problem(value)["code"] == "context_length_exceeded", value
+        assert TOO_LONG.match(problem(value)["message"])[1] == str(INFO.context)
     assert len(engine.asked) == asked
+
+
+def test_what_the_engine_finds_too_long_is_said_in_the_same_words(session: Session, client: Client) -> None:
+    too_many = [*said("LARGE"), {"role": "assistant", "content": None}, *said("LARGE")]
+    status, value = client.chat(too_many)
+    assert status == 400 and problem(value)["code"] == "context_length_exceeded"
+    assert "maximum context length is 2048 tokens" in problem(value)["message"]
+    assert "resulted in 5000 tokens" in problem(value)["message"]
+    streamed = client.stream(too_many)
+    assert streamed.answer.status == 400 and json.loads(streamed.answer.read()) == value
+
+
+@pytest.mark.parametrize(
+    ("field", "given", "name", "meant"),
+    [
+        ("seed", -1, "seed", None),
+        ("seed", -1.0, "seed", None),
+        ("seed", -2, "seed", -2),
+        ("seed", 0, "seed", 0),
+        ("seed", (1 << 63) - 1, "seed", (1 << 63) - 1),
+        ("top_k", -1, "top_k", 0),
+        ("top_k", 40.0, "top_k", 40),
+        ("max_tokens", -1, "max_tokens", INFO.context),
+        ("max_completion_tokens", -1, "max_tokens", INFO.context),
+        ("n_predict", -1, "max_tokens", INFO.context),
+        ("n_predict", 7, "max_tokens", 7),
+        ("max_tokens", 1e1, "max_tokens", 10),
+    ],
+)
+def test_values_mean_what_they_mean_to_other_servers(
+    session: Session, client: Client, engine: Recording, field: str, given: Any, name: str, meant: Any
+) -> None:
+    status, value = client.chat(said("hello"), **{field: given})
+    assert status == 200, value
+    assert getattr(engine.asked[-1][0], name) == meant
+
+
+def test_a_fingerprint_tells_plans_and_backends_apart(
+    session: Session, client: Client, engine: Recording, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def whole(plan: str = "auto") -> str:
+        return client.chat(said("hello"), plan=plan, max_tokens=3)[1]["system_fingerprint"]
+
+    first = whole()
+    assert re.fullmatch(r"fp_[0-9a-f]{12}", first)
+    assert whole() == first == whole("lookup:2>tiny:3>big")
+    assert {part["system_fingerprint"] for part in client.stream(said("hello"))} == {first}
+    seen = {first, whole("big"), whole("tiny:4>big"), whole("tiny:3>big")}
+    assert {part["system_fingerprint"] for part in client.stream(said("hello"), plan="big")} == {whole("big")} < seen
+    for change in ({"backend": "native"}, {"device": "cuda"}, {"parameters": {**INFO.parameters, "big": 1}}):
+        monkeypatch.setattr(engine, "info", dataclasses.replace(INFO, **change))
+        seen.add(whole())
+    assert len(seen) == 7
 
 
 def test_values_reach_the_engine_and_unknown_fields_do_no_harm(

@@ -172,6 +172,54 @@ def test_a_reply_ends_where_the_context_does():
 # --- events, seeds, control
 
 
+@pytest.mark.parametrize("unset", [{"seed": -1}, {"top_k": -1}, {"max_tokens": -1}])
+def test_minus_one_is_as_good_as_not_set(unset):
+    assert SamplingParams(seed=-1) == SamplingParams() == SamplingParams(top_k=-1)
+    asked = {"temperature": 1.5, "max_tokens": 8, **unset}
+    one = engine(count=2, context=64)
+    replies = [one.generate("hello", SamplingParams(**asked)) for _ in range(4)]
+    assert len({reply.text for reply in replies}) > 1
+    assert len({reply.seed for reply in replies}) == 4 and all(reply.seed >= 0 for reply in replies)
+    if "max_tokens" in unset:
+        assert max(len(reply.token_ids) for reply in replies) > 8
+
+
+@pytest.mark.parametrize("field", ["seed", "top_k", "max_tokens"])
+def test_minus_one_point_something_and_true_are_still_impossible(field):
+    for value in (-1.5, True, "-1"):
+        with pytest.raises(hsd.ConfigError, match=field):
+            SamplingParams(**{field: value})
+
+
+@pytest.mark.parametrize("turn", [{"content": None}, {}, {"content": None, "tool_calls": []}])
+def test_a_turn_of_the_assistant_without_words_is_an_empty_turn(turn):
+    one = engine(count=2)
+    before, after = {"role": "user", "content": "hello"}, {"role": "user", "content": "and now"}
+    empty = one.generate([before, {"role": "assistant", "content": ""}, after], GREEDY)
+    assert one.generate([before, {"role": "assistant", **turn}, after], GREEDY).token_ids == empty.token_ids
+    # At the end it is a reply that has not begun.
+    assert one.generate([before, {"role": "assistant", **turn}], GREEDY).token_ids
+    for role in ("user", "system"):
+        with pytest.raises(hsd.PromptError, match="not of the form"):
+            one.generate([{"role": role, "content": None}, before], GREEDY)
+
+
+def test_what_is_computed_otherwise_has_another_backend():
+    models = tiny.related(count=2)
+    plain = hsd.Engine.from_models(models, tiny.ByteTokenizer()).info.backend
+    assert plain == hsd.Engine.from_models(models, tiny.ByteTokenizer()).info.backend
+    half = {name: model.to(torch.bfloat16) for name, model in tiny.related(count=2).items()}
+    backends = {
+        plain,
+        hsd.Engine.from_models(half, tiny.ByteTokenizer()).info.backend,
+        hsd.Engine.from_models({"other": models["big"]}, tiny.ByteTokenizer()).info.backend,
+    }
+    assert len(backends) == 3
+    stepped = hsd.Engine.from_models(models, tiny.ByteTokenizer())
+    stepped._models["big"].use({}, "native")
+    assert stepped.info.backend not in backends
+
+
 def test_events_come_per_round_and_add_up_to_the_reply():
     events = list(engine().stream("hello", SamplingParams(temperature=1, seed=5, max_tokens=50), plan="tiny:2>big"))
     assert isinstance(events[0], Started) and isinstance(events[-1], Finished)

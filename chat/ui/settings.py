@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from typing import Any
 
 import gradio as gr
@@ -69,7 +70,7 @@ def read(*values: Any) -> Settings:
     given = dict(zip(NAMES, values, strict=True))
     kept = {name: value for name, value in given.items() if value is not None}
     seed = str(kept.pop("seed", "") or "").strip()
-    kept["seed"] = (int(seed) if seed.lstrip("-").isdecimal() else seed) if seed else None
+    kept["seed"] = (int(seed) if re.fullmatch(r"-?[0-9]{1,99}", seed) else seed) if seed else None
     kept["thinking"] = {"on": True, "off": False}.get(str(given["thinking"]))
     kept["plan"] = str(kept.get("plan", "")).strip() or "auto"
     return Settings(**kept)

@@ -62,6 +62,13 @@ class Loaded:
         ]
         return f"{self.family.name}: {', '.join(parts)}"
 
+    @property
+    def backend(self) -> str:
+        """What determines replies beside requests and plans: `key`, where weights come from, how steps are computed."""
+        specs = {spec.name: spec for spec in self.family.models}
+        steps = [f"{name}={specs[name].path}@{specs[name].revision} {m.kind}" for name, m in self.models.items()]
+        return f"{self.key}; {', '.join(steps)}"
+
     def info(self, notes: Sequence[str] = ()) -> FamilyInfo:
         """The same for people, with further notes."""
         return FamilyInfo(
@@ -76,6 +83,7 @@ class Loaded:
             notes=(*self.notes, *notes),
             memory=self.memory,
             thinking=thinks(self.tokenizer),
+            backend=self.backend,
         )
 
 

@@ -2,7 +2,16 @@
 # Makes .venv/ in the checkout, installs what is missing, then starts the chat or the test suite.
 # Kept to bash 3.2 and POSIX tools, which is what macOS brings. `./launch.sh --help` explains the use.
 set -eu
-unset CDPATH PYTHONHOME
+
+# A shell exports what is meant for other programs: their modules, functions and options would be used here in the place
+# of this checkout's. The command hsd itself drops nothing of it: some machines need it there.
+set +o posix +o noclobber +o noglob
+unset CDPATH POSIXLY_CORRECT BASH_ENV ENV GREP_OPTIONS
+unset PYTHONPATH PYTHONHOME PYTHONSTARTUP PYTHONINSPECT PYTHONPLATLIBDIR PYTHONEXECUTABLE __PYVENV_LAUNCHER__
+unset PIP_TARGET PIP_PREFIX PIP_ROOT PIP_PYTHON PIP_DRY_RUN PIP_NO_DEPS PIP_REQUIREMENT PIP_EDITABLE PIP_REQUIRE_HASHES
+for name in $(compgen -A function); do unset -f "$name"; done
+{ : 9>&1; } 2>/dev/null || exec >/dev/null    # started with a closed output: printing must not end it
+{ : 9>&2; } || exec 2>/dev/null
 
 TORCH=2.13.0                # installed before the rest, so that a machine without a GPU gets the small build
 PYTHONS="3.11 to 3.14"      # what the package asks for, up to the newest that this torch is built for
@@ -83,7 +92,7 @@ find_python() {
     for name in "$@"; do
         command -v "$name" >/dev/null 2>&1 || continue
         # A name on the PATH may be a placeholder that runs nothing (pyenv, macOS without developer tools): ask it.
-        found=$("$name" -c 'import sys
+        found=$(PYTHONSAFEPATH=1 "$name" -c 'import sys
 try:
     import ensurepip, venv
     ready = "ready"
@@ -206,7 +215,11 @@ pip_install() {    # what it is in words, then the arguments of pip
         show_progress &
         ticker=$!
     fi
-    (cd "$ROOT" && "$PY" -m pip install "$@") >>"$LOG" 2>&1 || status=$?
+    # A pip.conf that sends packages elsewhere sends them past this environment.
+    case $("$PY" -I -m pip config list 2>/dev/null) in
+        *.target=* | *.prefix=* | *.root=*) set -- "$@" --target= --prefix= --root= ;;
+    esac
+    (cd "$ROOT" && "$PY" -I -m pip install "$@") >>"$LOG" 2>&1 || status=$?
     stop_ticker
     [ $status -eq 0 ] || explain_failure $status
 }
@@ -248,7 +261,7 @@ make_venv() {
     find "$VENV" -mindepth 1 -maxdepth 1 ! -name installing ! -name install.log -exec rm -rf {} + || cannot_write
     find_python
     say "Making ${VENV} with $(command -v "$PYTHON") …"
-    "$PYTHON" -m venv "$VENV" >>"$LOG" 2>&1 || status=$?
+    "$PYTHON" -I -m venv "$VENV" >>"$LOG" 2>&1 || status=$?
     [ $status -ne 0 ] || return 0
     ! logged 'ensurepip|no module named .?venv' || no_venv "$PYTHON" "$PYTHON_VERSION"
     explain_failure $status
@@ -257,13 +270,13 @@ make_venv() {
 has_nvidia() { command -v nvidia-smi >/dev/null 2>&1 || [ -e /proc/driver/nvidia/version ]; }
 
 answers() {    # an address, within 3 seconds, name look-up included
-    "$PY" -c 'import signal, sys, urllib.request
+    "$PY" -I -c 'import signal, sys, urllib.request
 signal.alarm(3)
 urllib.request.urlopen(sys.argv[1], timeout=3).close()' "$1/torch/" >/dev/null 2>&1
 }
 
 install_torch() {
-    "$PY" -c 'import importlib.metadata as m, sys
+    "$PY" -I -c 'import importlib.metadata as m, sys
 sys.exit(m.version("torch").split("+")[0] != sys.argv[1])' "$TORCH" 2>/dev/null && return
     if [ -n "${HSD_TORCH_INDEX:-}" ]; then
         pip_install "torch $TORCH from $HSD_TORCH_INDEX" --index-url "$HSD_TORCH_INDEX" "torch==$TORCH"
@@ -271,7 +284,7 @@ sys.exit(m.version("torch").split("+")[0] != sys.argv[1])' "$TORCH" 2>/dev/null 
         pip_install "torch $TORCH" "torch==$TORCH"
     elif has_nvidia; then
         pip_install "torch $TORCH with CUDA (several GB)" "torch==$TORCH"
-    elif "$PY" -m pip index versions torch --retries 0 --timeout 5 2>/dev/null | grep -qF " $TORCH+cpu"; then
+    elif "$PY" -I -m pip index versions torch --retries 0 --timeout 5 2>/dev/null | grep -qF " $TORCH+cpu"; then
         # pip's own settings already offer a build for the CPU, which it prefers to the plain version.
         pip_install "torch $TORCH (CPU build)" "torch==$TORCH"
     elif answers "$CPU_INDEX"; then
@@ -283,9 +296,20 @@ sys.exit(m.version("torch").split("+")[0] != sys.argv[1])' "$TORCH" 2>/dev/null 
     fi
 }
 
+check_path() {    # what environments of Python, and the scripts that pip writes into them, cannot hold
+    case $ROOT in
+        *:*) fail "The path of this checkout has a colon, with which Python makes no environment: $ROOT" \
+            "Move the folder, or rename the part with the colon, then start again." ;;
+        *[[:cntrl:]]* | *' '*[\"\$\\\`]* | *[\"\$\\\`]*' '*)
+            fail "The path of this checkout has characters with which no installed program starts." \
+                "Move the folder to a path without tabs, line breaks, and \$, quotes or backslashes beside blanks." ;;
+    esac
+}
+
 set_up() {    # app or test
     local what="the packages" extra=""
     if [ ! -e "$BUSY" ] && installed "$1"; then return; fi
+    check_path
     claim
     if [ $cut_off -eq 0 ] && installed "$1"; then    # another start has just done it
         release
@@ -297,7 +321,7 @@ set_up() {    # app or test
         extra="[test]"
     fi
     [ $cut_off -eq 0 ] || say "An earlier installation was cut off: starting afresh."
-    if [ $cut_off -eq 1 ] || moved || ! "$PY" -m pip --version >/dev/null 2>&1; then make_venv; fi
+    if [ $cut_off -eq 1 ] || moved || ! "$PY" -I -m pip --version >/dev/null 2>&1; then make_venv; fi
     rm -f "$VENV/stamp.$1"
     install_torch
     pip_install "$what" -e ".$extra"

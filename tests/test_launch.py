@@ -26,6 +26,7 @@ echo "$0 $*" >>"$STUB_CALLS"
 case "$*" in
     *"pip index versions"*) echo "Available versions: 2.14.0, ${STUB_INDEX:-2.13.0}, 2.12.0"; exit 0 ;;
     *"pip --version"*) exit 0 ;;
+    *"pip config list"*) printf '%s' "${STUB_CONFIG:-}"; exit 0 ;;
     *"pip install"*)
         sleep "${STUB_SECONDS:-0}"
         [ -z "${STUB_PIP:-}" ] || { printf '%s\\n' "$STUB_PIP"; exit 1; }
@@ -251,6 +252,83 @@ def test_it_is_found_through_a_link(ready: Machine, tmp_path: Path):
     env = {"PATH": str(ready.bin), "STUB_CALLS": str(ready.calls_file)}
     command = [str(ready.bin / "bash"), str(tmp_path / "link 2")]
     subprocess.run(command, env=env, cwd="/", check=True, capture_output=True, timeout=60)
+    assert (ready.root / ".venv/stamp.app").exists()
+
+
+ELSEWHERE = {
+    name: "/else/where"
+    for name in (
+        *("PYTHONPATH", "PYTHONHOME", "PYTHONSTARTUP", "PYTHONINSPECT", "PYTHONPLATLIBDIR", "BASH_ENV", "CDPATH"),
+        *("PIP_TARGET", "PIP_PREFIX", "PIP_ROOT", "PIP_PYTHON", "PIP_REQUIREMENT", "PIP_DRY_RUN", "PIP_NO_DEPS"),
+    )
+}
+
+
+def test_what_a_shell_exports_for_other_programs_reaches_neither_pip_nor_the_chat(ready: Machine, tmp_path: Path):
+    # The stub, and the hsd that it installs, write down their environment.
+    seen = tmp_path / "environments"
+    tell = f"env >>'{seen}'"
+    chat = STUB.replace("printf '#!/usr/bin/env bash\\n", f'printf \'#!/usr/bin/env bash\\nenv >>"{seen}"\\n')
+    ready.add("python3", chat.replace("echo", f"{tell}\necho", 1))
+    functions = {f"BASH_FUNC_{name}%%": "() { echo /else/where; false; }" for name in ("python3", "grep", "cat", "mv")}
+    shell = {"SHELLOPTS": "braceexpand:noclobber:noglob", "POSIXLY_CORRECT": "1", "GREP_OPTIONS": "-v"}
+    result = ready.launch(HSD_HOME="/kept", **ELSEWHERE, **functions, **shell)
+    assert result.returncode == 0, result
+    assert result.stdout.endswith("hsd chat\n") and not result.stderr
+    environments = seen.read_text()
+    assert "/else/where" not in environments and environments.count("HSD_HOME=/kept") > 4
+    # The folder in which it was started may hold a click.py as well.
+    assert all(" -I -m " in call for call in ready.calls_file.read_text().splitlines() if " -m " in call)
+    assert ready.launch(**ELSEWHERE, **functions, **shell).stdout == "hsd chat\n"
+
+
+@pytest.mark.parametrize("setting", ["install.target='/x'", "global.prefix='/x'", "install.root='/x'"])
+def test_a_pip_conf_that_sends_packages_elsewhere_does_not(ready: Machine, setting: str):
+    assert ready.launch(STUB_CONFIG=f"global.index-url='https://example.org'\n{setting}\n").returncode == 0
+    assert all(call.endswith("--target= --prefix= --root=") for call in ready.installs) and len(ready.installs) == 2
+
+
+@pytest.mark.parametrize("name", ["a:b", ":", "a\tb", "a\nb", "my $HOME", 'my "own"', "my \\"])
+def test_a_path_that_holds_no_environment_is_refused_with_its_own_hint(ready: Machine, name: str):
+    ready.root = ready.root.rename(ready.root.with_name(name))
+    result = ready.launch()
+    assert result.returncode == 1 and "The path of this checkout has" in result.stderr, result
+    assert "Move the folder" in result.stderr and "Delete" not in result.stderr
+    assert ("colon, " in result.stderr) == (":" in name)
+    assert not ready.installs and not (ready.root / ".venv").exists()
+    assert ready.launch("--help").returncode == 0
+
+
+@pytest.mark.parametrize("name", ["a;b", "a$HOME", "a*[b]?", "a\\b", "it's mine", "C# & (more) %s", "-e"])
+def test_other_characters_in_the_path_do_no_harm(ready: Machine, name: str):
+    ready.root = ready.root.rename(ready.root.with_name(name))
+    assert ready.launch().stdout.endswith("hsd chat\n")
+    assert ready.launch("--port", "7999").stdout == "hsd chat --port 7999\n"
+
+
+def test_a_clone_with_the_line_endings_of_windows_has_the_same_bytes(tmp_path: Path):
+    def git(*arguments: str, where: Path = tmp_path) -> None:
+        given = ("-c", "user.name=a", "-c", "user.email=a@example.org", "-c", "core.autocrlf=true", *arguments)
+        subprocess.run(["git", *given], cwd=where, check=True, capture_output=True)
+
+    first = tmp_path / "first"
+    first.mkdir()
+    kept = {name: (ROOT / name).read_bytes() for name in (".gitattributes", "launch.sh", "models.yaml", "hsd/cli.py")}
+    kept |= {"weights.safetensors": b"{}\n\r\n text", "page.png": b"\x89PNG\r\n\n"}
+    for name, data in kept.items():
+        (first / name).parent.mkdir(exist_ok=True)
+        (first / name).write_bytes(data)
+    git("init", "-q", where=first)
+    git("add", ".", where=first)
+    git("commit", "-qm", "all", where=first)
+    git("clone", "-q", "first", "second")
+    assert {name: (tmp_path / "second" / name).read_bytes() for name in kept} == kept
+
+
+def test_it_starts_with_a_closed_output(ready: Machine):
+    closed = ["bash", "-c", 'exec "$@" >&- 2>&-', "bash", str(ready.bin / "bash"), str(ready.root / "launch.sh")]
+    env = {"PATH": str(ready.bin), "STUB_CALLS": str(ready.calls_file)}
+    assert subprocess.run(closed, env=env, cwd="/", timeout=60, check=False).returncode == 0
     assert (ready.root / ".venv/stamp.app").exists()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import os
 import re
@@ -89,7 +90,7 @@ class OwnFamilies:
     def _write(self, name: str, entry: Mapping[str, Any]) -> hsd.Family:
         before = self._own()
         try:
-            text = self.path.read_text(encoding="utf-8") if before else _HEAD + "families:\n"
+            text = decoded(self.path.read_bytes()) if before else _HEAD + "families:\n"
             block = yaml.safe_dump({name: entry}, sort_keys=False, allow_unicode=True)
             # What is there stays as it was written, comments included.
             added = text.rstrip("\n") + "\n" + "".join(f"  {line}\n" for line in block.splitlines())
@@ -131,16 +132,25 @@ def _put(models: dict[str, Any], line: str, quantization: str) -> None:
     name, _, path = (part.strip() for part in line.rpartition(": "))
     last = path.rstrip("/").rpartition("/")[2].rpartition(":")[2]
     name = name or re.sub(r"[^a-z0-9._+-]+", "-", last.lower())
-    if path.startswith((".", "/", "~")) and not (Path(path).expanduser() / "config.json").is_file():
+    if path.startswith((".", "/", "~")) and not os.path.isfile(os.path.expanduser(f"{path}/config.json")):
         raise hsd.ConfigError(f"There is no model in {path}.", "Give a folder that holds a config.json, or a hub name.")
     if path.startswith((".", "~")):
         # The library would look for it beside the file; whoever types it here means the folder they are in.
-        path = str(Path(path).expanduser().resolve())
+        path = os.path.realpath(os.path.expanduser(path))
     if name in models:
         raise hsd.ConfigError(
             f"Two models of the family are called '{name}'.", f"Write a name before one of them, like 'small: {path}'."
         )
     models[name] = {"path": path} if quantization == "none" else {"path": path, "quantization": quantization}
+
+
+def decoded(data: bytes) -> str:
+    """The text of a file that the library has read: UTF-8, or UTF-16 where its first bytes say so.
+
+    It is written as UTF-8, whatever it was.
+    """
+    marked = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    return data.decode("utf-16" if marked else "utf-8-sig").replace("\r\n", "\n")
 
 
 def _not_yaml(text: str) -> bool:

@@ -5,9 +5,12 @@ Knows nothing of torch: the page and the command line read it before anything he
 
 from __future__ import annotations
 
+import codecs
 import dataclasses
+import datetime
 import difflib
 import os
+import re
 import types
 import typing
 from dataclasses import dataclass
@@ -81,11 +84,19 @@ class Family:
         return next(m for m in self.models if m.name == self.target)
 
 
+_MOST_BYTES = 1_000_000
+"""A models.yaml has far less. What has more is another file."""
+
+
 class _Strict(yaml.SafeLoader):
-    """YAML as it is, but a key that stands twice in one mapping is an error: the first would be lost unseen."""
+    """YAML as it is, but every key is the text that stands there (not `1.50` as 1.5, or `on` as True), and one that
+    stands twice in one mapping is an error: the first would be lost unseen."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         """The mapping, if no key stands in it twice."""
+        for key_node, _ in node.value:
+            if isinstance(key_node, yaml.ScalarNode) and key_node.tag in _PLAIN:
+                key_node.tag = "tag:yaml.org,2002:str"
         seen: set[Any] = set()
         for key_node, _ in node.value:
             key = getattr(key_node, "value", None)
@@ -95,10 +106,13 @@ class _Strict(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+_PLAIN = {f"tag:yaml.org,2002:{kind}" for kind in ("bool", "int", "float", "null", "timestamp")}
+
+
 def default_path() -> Path:
     """The `models.yaml` in use: $HSD_MODELS, else the checkout's, else the package's own copy."""
     if os.environ.get("HSD_MODELS"):
-        return Path(os.environ["HSD_MODELS"]).expanduser()
+        return Path(os.path.expanduser(os.environ["HSD_MODELS"]))
     here = Path(__file__).resolve().parent
     checkout = here.parent / "models.yaml"
     return checkout if checkout.exists() else here / "models.yaml"
@@ -110,25 +124,52 @@ def load_families(path: str | os.PathLike[str] | None = None) -> dict[str, Famil
     Raises:
         ConfigError: the file is missing, is no YAML, or says something impossible; the sentence names the place.
     """
-    file = Path(path).expanduser() if path is not None else default_path()
-    try:
-        text = file.read_text(encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(
-            f"{file} cannot be read: {error.strerror or error}.", "Give the path of a models.yaml, or restore it."
-        ) from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{file} is not UTF-8 text.", "Save it as UTF-8.") from error
-    try:
-        data = yaml.load(text, _Strict)
-    except yaml.YAMLError as error:
-        place = getattr(error, "problem_mark", None)
-        where = f" in line {place.line + 1}" if place else ""
-        raise ConfigError(f"{file} is not valid YAML{where}: {getattr(error, 'problem', error)}.") from error
+    file = Path(os.path.expanduser(path)) if path is not None else default_path()
+    data = _parsed(_text(file), file)
     if not isinstance(data, dict) or not isinstance(data.get("families"), dict) or not data["families"]:
         raise ConfigError(f"{file} holds no families.", "It must begin with 'families:' and name at least one.")
     _no_unknown(data, {"families"}, str(file))
     return {str(name): _family(str(name), value, file) for name, value in data["families"].items()}
+
+
+def _text(file: Path) -> str:
+    """The file's text: UTF-8, with a byte order mark or without, or what else a byte order mark says."""
+    try:
+        with file.open("rb") as opened:
+            data = opened.read(_MOST_BYTES + 1)
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"{file} cannot be read: {getattr(error, 'strerror', None) or error}.",
+            "Give the path of a models.yaml, or restore it.",
+        ) from error
+    if len(data) > _MOST_BYTES:
+        raise ConfigError(f"{file} is larger than 1 MB, which no models.yaml is.", "Give the path of a models.yaml.")
+    # That of UTF-32 begins with that of UTF-16.
+    marks = {codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32"}
+    marks |= {codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
+    try:
+        return data.decode(next((name for mark, name in marks.items() if data.startswith(mark)), "utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{file} is not UTF-8 text.", "Save it as UTF-8.") from error
+
+
+def _parsed(text: str, file: Path) -> Any:
+    try:
+        return yaml.load(text, _Strict)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        place = getattr(error, "problem_mark", None)
+        where = f" in line {place.line + 1}" if place else ""
+        said = getattr(error, "problem", None) or str(error) or type(error).__name__
+        said = "it is nested too deeply" if isinstance(error, RecursionError) else said.splitlines()[0].rstrip(".")
+        raise ConfigError(f"{file} is not valid YAML{where}: {said}.", "Mend it there, or save it as UTF-8.") from error
+
+
+def _split(reference: str) -> tuple[str, str] | None:
+    """File and name of `file.yaml#name`; None where no file is named. Folders and names may have a '#' of their own."""
+    ends = [found.end() for found in re.finditer(r"\.ya?ml(?=#|$)", reference, re.IGNORECASE)]
+    files = [(reference[:end], reference[end + 1 :]) for end in ends]
+    there = (found for found in files if os.path.isfile(os.path.expanduser(found[0])))
+    return next(there, files[-1] if files else None)
 
 
 def find_family(name: str, path: str | os.PathLike[str] | None = None) -> Family:
@@ -137,8 +178,8 @@ def find_family(name: str, path: str | os.PathLike[str] | None = None) -> Family
     Raises:
         ConfigError: there is no such family; the hint names the nearest.
     """
-    if path is None and (".yaml" in name or ".yml" in name):
-        path, _, name = name.partition("#")
+    if path is None and (named := _split(name)):
+        path, name = named
         families = load_families(path)
         if not name and len(families) == 1:
             return next(iter(families.values()))
@@ -187,7 +228,7 @@ def _spec(name: str, value: Any, where: str, file: Path) -> ModelSpec:
     # A folder beside the file is meant as such, wherever the program was started.
     beside = file.parent / spec.path
     if spec.path.startswith(".") or (beside / "config.json").exists():
-        spec = dataclasses.replace(spec, path=str(beside.resolve()))
+        spec = dataclasses.replace(spec, path=os.path.realpath(beside))
     return spec
 
 
@@ -203,7 +244,9 @@ def _checked(value: Any, hint: Any, key: str, where: str) -> Any:
     if origin is Literal:
         if value in options:
             return value
-        raise ConfigError(f"{key}: {value!r} of {where} is not known.", f"Use one of: {', '.join(map(str, options))}.")
+        raise ConfigError(
+            f"{key}: {_shown(value)} of {where} is not known.", f"Use one of: {', '.join(map(str, options))}."
+        )
     if origin is types.UnionType:
         if value is None:
             return None
@@ -217,7 +260,13 @@ def _checked(value: Any, hint: Any, key: str, where: str) -> Any:
         return value
     wanted = getattr(hint, "__name__", str(hint))
     names = {"str": "a text", "int": "a whole number", "float": "a number", "bool": "true or false", "tuple": "a list"}
-    raise ConfigError(f"{key}: {value!r} of {where} should be {names.get(wanted, wanted)}.")
+    hint = "Put it in quotes." if hint is str and isinstance(value, bool | int | float | datetime.date) else ""
+    raise ConfigError(f"{key}: {_shown(value)} of {where} should be {names.get(wanted, wanted)}.", hint)
+
+
+def _shown(value: Any) -> str:
+    """A value for a sentence; references can make one that would fill the memory as text."""
+    return f"this {'list' if isinstance(value, list) else 'mapping'}" if isinstance(value, list | dict) else repr(value)
 
 
 def _no_unknown(values: dict[str, Any], known: set[str], where: str) -> None:

@@ -25,7 +25,9 @@ def data_dir(path: str | os.PathLike[str] | None = None) -> Path:
         StoreError: the folder cannot be made.
     """
     folder = Path(path or os.environ.get("HSD_HOME") or platformdirs.user_data_dir("hsd", appauthor=False))
-    folder = folder.expanduser()
+    folder = Path(os.path.expanduser(folder))
+    if str(folder).startswith("~"):  # it would be made under that name in the current folder
+        raise StoreError(f"There is no home folder for {folder}.", "Set HSD_HOME to a folder you may write to.")
     try:
         private_folder(folder)
     except OSError as error:

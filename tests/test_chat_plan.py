@@ -268,6 +268,25 @@ def test_an_added_family_is_read_by_the_library_and_listed(tmp_path: Path) -> No
         assert engine.info.models == ("tiny", "small")
 
 
+@pytest.mark.parametrize("folder", ["C# notes", "a.yaml#b", "50% ?x=1", "käse"])
+def test_an_added_family_is_found_whatever_its_folder_is_called(tmp_path: Path, folder: str) -> None:
+    (tmp_path / folder).mkdir()
+    own = OwnFamilies(tmp_path / folder)
+    for name in ("mine", "x.yaml"):
+        own.add(name, "builtin:small")
+        assert hsd.find_family(own.choices()[name].reference).name == name
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-8-sig", "utf-8"])
+def test_a_family_is_added_to_a_file_that_an_editor_of_windows_wrote(tmp_path: Path, encoding: str) -> None:
+    written = "# für mich\r\nfamilies:\r\n  first:\r\n    title: Grüße\r\n    models: {a: org/a}\r\n"
+    (tmp_path / "models.yaml").write_bytes(written.encode(encoding))
+    OwnFamilies(tmp_path).add("second", "org/b")
+    families = hsd.load_families(tmp_path / "models.yaml")
+    assert list(families) == ["first", "second"] and families["first"].title == "Grüße"
+    assert "# für mich" in (tmp_path / "models.yaml").read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize(
     ("values", "words"),
     [

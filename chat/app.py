@@ -5,9 +5,11 @@ Importing gradio takes seconds and torch many more, so both wait until what can 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import os
+import queue
 import secrets
 import signal
 import sys
@@ -22,6 +24,7 @@ from typing import TYPE_CHECKING
 
 import hsd
 from chat.api import Api, checked_key
+from chat.environment import direct, say, temporary_folder
 from chat.guard import Beginning, Guard
 from chat.hosts import address_of, is_loopback, listen
 from chat.login import Login, Visitors, checked_password
@@ -106,7 +109,23 @@ def serve(arguments: Arguments) -> int:
     stopped = _stop_on_signals()
     password = needed_password(arguments) if arguments.password is None else arguments.password
     page, address, shared = launch(session, arguments, password)
-    _announce(arguments, address, shared, password, folder, session.until)
+    try:
+        _announce(arguments, address, shared, password, folder, session.until)
+        _wait(session, stopped, ends, arguments.share_hours)
+        say("\nStopping…")
+    finally:
+        # Whatever happens to the terminal: what was written so far is stored.
+        session.close()
+        page.close(verbose=False)
+        page.temporary.cleanup()
+    if session.worker.alive:
+        # A thread in the middle of importing torch would trip over an interpreter that is being taken down.
+        os._exit(stopped.status)
+    return stopped.status
+
+
+def _wait(session: Session, stopped: _Stopped, ends: float | None, hours: float) -> None:
+    """Until a signal, or the end of a shared link; the engine is loaded meanwhile."""
     deadline = time.monotonic() + FIRST_LOOK_SECONDS
     while not stopped.wait(0.05):
         if session.visited.is_set() or time.monotonic() > deadline:
@@ -114,16 +133,8 @@ def serve(arguments: Arguments) -> int:
             break
     while not stopped.wait(min(3600.0, max(0.0, ends - time.time())) if ends else 3600.0):
         if ends and time.time() >= ends:
-            print(f"The shared link has ended, after {arguments.share_hours:g} hours.", flush=True)
+            say(f"The shared link has ended, after {hours:g} hours.")
             break
-    print("\nStopping…", flush=True)
-    session.close()
-    page.close(verbose=False)
-    if session.worker.alive:
-        # A thread in the middle of importing torch would trip over an interpreter that is being taken down.
-        sys.stdout.flush()
-        os._exit(stopped.status)
-    return stopped.status
 
 
 def loader(arguments: Arguments, folder: Path) -> Load:
@@ -153,9 +164,17 @@ def needed_password(arguments: Arguments) -> str | None:
 
 def launch(session: Session, arguments: Arguments, password: str | None) -> tuple[gr.Blocks, str, str | None]:
     """Serve the page in the background; (page, its address, its public address)."""
-    # Read when gradio is imported.
+    # All of these are read when gradio is imported.
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    temporary = temporary_folder(session.store.path.parent)
+    with direct(arguments.host, outside=arguments.share):
+        page, address, shared = _launch(session, arguments, password)
+    page.temporary = temporary
+    return page, address, shared
+
+
+def _launch(session: Session, arguments: Arguments, password: str | None) -> tuple[gr.Blocks, str, str | None]:
     logging.getLogger("httpx").setLevel(logging.WARNING)
     from chat import server
     from chat.ui import page as ui
@@ -224,20 +243,17 @@ def _mounted(page: gr.Blocks) -> FastAPI:
 def _announce(
     arguments: Arguments, address: str, shared: str | None, password: str | None, folder: Path, until: str
 ) -> None:
-    print(f"The chat is at {address.rstrip('/')}  (Ctrl-C ends it; data in {folder})", flush=True)
+    say(f"The chat is at {address.rstrip('/')}  (Ctrl-C ends it; data in {folder})")
     if arguments.share:
-        print(
-            f"Shared at {shared}; it ends {until}" if shared else "No public address: sharing needs the network.",
-            flush=True,
-        )
+        say(f"Shared at {shared}; it ends {until}" if shared else "No public address: sharing needs the network.")
     if arguments.api_key or (arguments.local and not password):
         asks = "asks for the key" if arguments.api_key else "for programs of this machine"
-        print(f"The API is at {address.rstrip('/')}/v1  ({asks})", flush=True)
+        say(f"The API is at {address.rstrip('/')}/v1  ({asks})")
     if password:
         # One that was given may be a secret of other things too, and what is printed may be kept.
-        print("It asks for the password." if arguments.password else f"Password: {password}", flush=True)
+        say("It asks for the password." if arguments.password else f"Password: {password}")
         own = "Every browser sees its own conversations." if arguments.guests else "All see the same conversations."
-        print(own, flush=True)
+        say(own)
     if arguments.browser and is_loopback(arguments.host) and _has_browser():
         threading.Thread(target=webbrowser.open, args=(address,), daemon=True).start()
 
@@ -248,22 +264,42 @@ def _has_browser() -> bool:
     return True
 
 
-class _Stopped(threading.Event):
-    """Set by a signal; `status` is what a shell expects of a program that ended by it."""
+class _Stopped:
+    """Told by a signal; `status` is what a shell expects of a program that ended by it, 0 until then.
 
-    status = 0
+    A handler runs in the middle of whatever the main thread does, where an Event's lock may be held: setting it there
+    would wait for ever. A SimpleQueue may be told at any moment.
+    """
+
+    def __init__(self) -> None:
+        self.status = 0
+        self._told: queue.SimpleQueue[int] = queue.SimpleQueue()
+
+    def tell(self, status: int) -> None:
+        """There was a signal."""
+        self.status = status
+        self._told.put(status)
+
+    def wait(self, seconds: float) -> bool:
+        """Whether there was a signal, as soon as there was or the time is up."""
+        if not self.status:
+            with contextlib.suppress(queue.Empty):
+                self._told.get(timeout=seconds)
+        return bool(self.status)
 
 
 def _stop_on_signals() -> _Stopped:
-    stopped = _Stopped()
+    stopped, hangup = _Stopped(), getattr(signal, "SIGHUP", None)
 
     def stop(number: int, _: FrameType | None) -> None:
-        if stopped.is_set():
+        if stopped.status and number != hangup:
             # Asked twice: whoever does it does not want to wait for a tidy end.
             os._exit(128 + number)
-        stopped.status = 128 + number
-        stopped.set()
+        stopped.tell(128 + number)
 
     signal.signal(signal.SIGINT, stop)
     signal.signal(signal.SIGTERM, stop)
+    # A terminal that is closed says so, maybe twice. Who started this with nohup wants it to go on.
+    if hangup and signal.getsignal(hangup) != signal.SIG_IGN:
+        signal.signal(hangup, stop)
     return stopped

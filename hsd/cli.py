@@ -6,6 +6,7 @@ import contextlib
 import functools
 import importlib
 import json
+import os
 import sys
 from collections.abc import Callable
 from importlib.metadata import entry_points
@@ -44,8 +45,10 @@ def cli() -> None:
 
 def run() -> None:
     """Entry point: one sentence and a hint for whatever a person can mend, and the exit status of `contract`."""
+    _open_output()
     try:
         code = cli.main(standalone_mode=False)
+        sys.stdout.flush()
     except HsdError as error:
         click.echo(f"Error: {error}", err=True)
         code = FAILED
@@ -57,8 +60,20 @@ def run() -> None:
         error.show()
         code = error.exit_code
     except BrokenPipeError:
+        # What was not written would be tried again, and fail again, when the program ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = FAILED
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _open_output() -> None:
+    """Let printing fail neither for letters that the terminal does not have, nor where there is no output at all."""
+    for name in ("stdin", "stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:  # closed by whoever started us; the next file that is opened would get its number
+            setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w", encoding="utf-8"))  # noqa: SIM115
+        elif name != "stdin" and hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _options(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -101,6 +116,12 @@ def _engine(
 def _print_json(value: Any) -> None:
     # Escaped: where readers split at U+2028 and its like, this must stay one line.
     click.echo(json.dumps(value))
+
+
+def _json(value: Any, indent: int | None = None) -> str:
+    """JSON with its letters as they are where the output has them, else in JSON's own writing."""
+    unicode = (sys.stdout.encoding or "").lower().startswith("utf")
+    return json.dumps(value, ensure_ascii=not unicode, indent=indent)
 
 
 @cli.command()
@@ -260,7 +281,7 @@ def stats(data_dir: str | None, as_json: bool, reset: bool) -> None:
                 _print_json({"reset": True, "copy": None if copy is None else str(copy)})
             return
         summary = store.summary()
-        click.echo(json.dumps(summary, ensure_ascii=False, indent=2) if not as_json else "", nl=not as_json)
+        click.echo(_json(summary, indent=2) if not as_json else "", nl=not as_json)
         if as_json:
             _print_json(summary)
 

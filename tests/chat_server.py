@@ -42,16 +42,17 @@ def log_of(folder: Path) -> Path:
 
 
 def serve(
-    *arguments: str, folder: Path, port: int | None = None, slow: bool = False
+    *arguments: str, folder: Path, port: int | None = None, slow: bool = False, **environment: str
 ) -> tuple[subprocess.Popen, int, float]:
     """A server and its port, once it answers, with the seconds that took.
 
     Args:
         slow: with the steps that torch has, which take a CPU several times as long.
+        environment: further variables.
     """
     port, begun = port or free_port(), time.monotonic()
     command = [sys.executable, "-m", "chat", "--no-browser", "--data-dir", str(folder), "--port", str(port), *arguments]
-    environment = {**os.environ, **({"HSD_COMPILE": "0"} if slow else prepared(folder))}
+    environment = {**os.environ, **({"HSD_COMPILE": "0"} if slow else prepared(folder)), **environment}
     # Not a pipe: nobody reads it while the server runs, and a server that fills it waits for ever.
     log = log_of(folder)
     with log.open("ab") as output:

@@ -5,14 +5,20 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
+import tempfile
+import threading
+from contextlib import closing
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 from chat_server import ROOT, answer, free_port, log_of, serve
 
 from chat import app
+from chat.environment import direct, temporary_folder
 from chat.hosts import is_loopback
 
 
@@ -58,8 +64,6 @@ def test_a_port_in_use_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_database_from_a_newer_version_is_refused(tmp_path: Path) -> None:
-    import sqlite3
-
     db = sqlite3.connect(tmp_path / "chat.db")
     db.execute("PRAGMA user_version = 99")
     db.close()
@@ -112,3 +116,130 @@ def test_an_open_address_makes_and_prints_a_password(tmp_path: Path) -> None:
     assert "Every browser sees its own conversations." in output
     # The owner's own conversations were not opened.
     assert (tmp_path / "shared.db").exists() and not (tmp_path / "chat.db").exists()
+
+
+def test_it_serves_and_ends_whatever_the_shell_has_set(tmp_path: Path) -> None:
+    occupied = tmp_path / "gradio"
+    occupied.write_text("as good as a folder of somebody else's")
+    data = tmp_path / "C# 東京"
+    data.mkdir()
+    strange = {
+        **{
+            "ALL_PROXY": "socks5://127.0.0.1:1",
+            "HTTP_PROXY": "foo://x",
+            "https_proxy": "127.0.0.1",
+            "NO_PROXY": "[::1]",
+        },
+        **{"TMPDIR": str(tmp_path / "none"), "GRADIO_TEMP_DIR": str(occupied), "PYTHONIOENCODING": "latin-1"},
+    }
+    server, port, _ = serve(folder=data, **strange)
+    try:
+        assert answer(port)[0] == 200
+        files = [Path(p) for p in (tempfile.gettempdir(), data)]
+        made = [
+            f for folder in files for f in folder.glob("hsd-chat-*") if f.stat().st_mtime > data.stat().st_ctime - 60
+        ]
+        assert made and all(f.stat().st_mode & 0o077 == 0 for f in made)
+    finally:
+        # As a terminal that is closed says it, maybe twice.
+        server.send_signal(signal.SIGHUP)
+        server.send_signal(signal.SIGHUP)
+        server.wait(timeout=90)
+    output = log_of(data).read_text("latin-1")
+    assert server.returncode == 129 and "Traceback" not in output, output
+    assert "Stopping\\u2026" in output and "\\u6771" in output
+    with closing(sqlite3.connect(data / "chat.db")) as db:
+        assert db.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+
+
+@pytest.mark.parametrize(
+    "proxies",
+    [
+        {"HTTP_PROXY": "http://127.0.0.1:1", "HTTPS_PROXY": "http://127.0.0.1:1"},
+        {"ALL_PROXY": "socks5://127.0.0.1:1"},
+        {"all_proxy": "socks5h://127.0.0.1:1", "no_proxy": "example.org"},
+        {"HTTP_PROXY": "foo://x"},
+        {"HTTPS_PROXY": "http://a b:99999"},
+        {"HTTP_PROXY": "http://127.0.0.1:1", "NO_PROXY": "[::1], ,10.0.0.0/8,"},
+        {"HTTP_PROXY": "http://127.0.0.1:1", "NO_PROXY": "*"},
+    ],
+)
+@pytest.mark.parametrize("share", [False, True])
+def test_what_it_asks_itself_goes_through_no_proxy(
+    monkeypatch: pytest.MonkeyPatch, proxies: dict[str, str], share: bool
+) -> None:
+    import httpx
+
+    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+    for name, value in proxies.items():
+        monkeypatch.setenv(name, value)
+    before = dict(os.environ)
+    with ThreadingHTTPServer(("127.0.0.1", 0), SimpleHTTPRequestHandler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        with direct("127.0.0.1", share):
+            assert httpx.head(f"http://127.0.0.1:{server.server_port}/", timeout=30).status_code == 200
+            assert httpx.head(f"http://localhost:{server.server_port}/", timeout=30).status_code == 200
+        server.shutdown()
+    # The Hub is asked through what the person set.
+    assert dict(os.environ) == before
+
+
+def test_what_is_shared_still_asks_others_through_a_proxy_that_works(monkeypatch: pytest.MonkeyPatch) -> None:
+    from urllib.request import getproxies, proxy_bypass
+
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:1")
+    monkeypatch.setenv("NO_PROXY", "example.org")
+    with direct("192.168.1.7", outside=True):
+        assert getproxies()["https"] == "http://127.0.0.1:1" and not proxy_bypass("gradio.app")
+        assert all(proxy_bypass(host) for host in ("192.168.1.7", "localhost", "example.org"))
+    with direct("192.168.1.7", outside=False):
+        assert proxy_bypass("gradio.app")
+
+
+def test_files_of_gradio_lie_in_a_folder_that_only_this_user_may_enter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    (tmp_path / "file").write_text("")
+    for variable in ("GRADIO_TEMP_DIR", "TMPDIR"):
+        for folder in (str(tmp_path), str(tmp_path / "none"), str(tmp_path / "file"), ""):
+            monkeypatch.setenv(variable, folder)
+            with temporary_folder(tmp_path) as first, temporary_folder(tmp_path) as second:
+                assert first != second and os.environ["GRADIO_TEMP_DIR"] == second
+                assert Path(first).stat().st_mode & 0o077 == 0
+            assert not Path(first).exists()
+    # Where no folder of the system can be written to, the data folder serves.
+    monkeypatch.setattr(tempfile, "gettempdir", lambda: (_ for _ in ()).throw(FileNotFoundError()))
+    monkeypatch.delenv("GRADIO_TEMP_DIR")
+    with temporary_folder(tmp_path) as folder:
+        assert Path(folder).parent == tmp_path == Path(tempfile.tempdir or "")
+
+
+def test_a_signal_at_any_moment_is_heard() -> None:
+    """A handler that waits for a lock which the interrupted thread holds would wait for ever."""
+    heard = 0
+    before = signal.getsignal(signal.SIGALRM)
+    try:
+        for turn in range(300):
+            stopped = app._Stopped()
+            signal.signal(signal.SIGALRM, lambda number, frame, stopped=stopped: stopped.tell(number))
+            signal.setitimer(signal.ITIMER_REAL, 1e-6 + turn * 1e-6)
+            while not stopped.wait(1e-5):
+                pass
+            heard += stopped.status == signal.SIGALRM
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert heard == 300
+
+
+def test_a_terminal_that_is_gone_keeps_nothing_from_being_stored() -> None:
+    code = (
+        "import os, sys; from chat.environment import say, open_output; open_output(); "
+        "read, write = os.pipe(); os.close(read); os.dup2(write, 1); "
+        "say('Stopping…'); say('again'); print('stored', file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and done.stderr == "stored\n", done.stderr

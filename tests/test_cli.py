@@ -145,3 +145,33 @@ def test_a_file_of_json_lines_may_hold_any_text(tmp_path: Path) -> None:
     told = [{"text": f"a{mark}b"} for mark in ("\u2028", "\x85", "\v")]
     (tmp_path / "some.jsonl").write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in told))
     assert [row for _, row in rows(tmp_path / "some.jsonl", {"text"})] == told
+@pytest.mark.parametrize("encoding", ["latin-1", "ascii", "utf-8"])
+def test_letters_that_the_terminal_does_not_have_do_no_harm(tmp_path, encoding):
+    folder = tmp_path / "Grüße aus 東京 🗼"
+    command = [sys.executable, "-c", "from hsd.cli import run; run()", "stats", "--reset", "--json"]
+    environment = {**os.environ, "HSD_HOME": str(folder), "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": encoding}
+    done = subprocess.run(command, capture_output=True, timeout=60, check=False, env=environment)
+    assert done.returncode == 0 and not done.stderr, done.stderr
+    # What programs read is whole in every encoding.
+    assert str(folder) in json.loads(done.stdout.splitlines()[-1].decode(encoding))["copy"]
+
+
+@pytest.mark.parametrize("redirected", ["| true", ">&-", "<&- >&- 2>&-"])
+def test_an_output_that_is_closed_ends_a_command_without_a_traceback(tmp_path, redirected):
+    command = f'"{sys.executable}" -c "from hsd.cli import run; run()" stats'
+    environment = {**os.environ, "HSD_HOME": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    shell = ["bash", "-c", f"{command} {redirected}"]
+    done = subprocess.run(shell, capture_output=True, timeout=60, check=False, env=environment)
+    assert not done.stderr and done.returncode == 0, done.stderr
+    assert (tmp_path / "stats.db").read_bytes().startswith(b"SQLite format 3")
+
+
+def test_without_a_home_folder_nothing_is_made_in_the_current_one(tmp_path, monkeypatch):
+    from hsd.errors import StoreError
+    from hsd.paths import data_dir
+
+    monkeypatch.chdir(tmp_path)
+    for path in ("~no-such-user/data", "~no-such-user"):
+        with pytest.raises(StoreError, match="no home folder"):
+            data_dir(path)
+    assert not list(tmp_path.iterdir())

@@ -308,3 +308,22 @@ def test_a_folder_that_is_stored_in_4_bits_is_read_as_that_whatever_models_yaml_
     for a, b in zip(told.parameters(), silent.parameters(), strict=True):
         assert torch.equal(a, b)
     assert not [record for record in caplog.records if record.levelname == "WARNING"]
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("ALL_PROXY", "socks5://127.0.0.1:1080"),
+        ("all_proxy", "foo://127.0.0.1:9"),
+        ("HTTPS_PROXY", "http://127.0.0.1:many"),
+        ("NO_PROXY", "[::1]"),
+    ],
+)
+def test_a_proxy_that_cannot_be_used_is_said_to_be_the_cause(monkeypatch, variable, value):
+    import httpx
+
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(Exception) as caught:
+        httpx.Client()
+    error = explained(ModelSpec("big", "org/big"), caught.value)
+    assert "proxy that the environment names cannot be used" in error.message and variable.upper() in error.hint

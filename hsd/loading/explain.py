@@ -91,6 +91,13 @@ def _by_status(name: str, status: int) -> LoadError:
 def _no_answer(spec: ModelSpec, chain: list[BaseException]) -> LoadError | None:
     from huggingface_hub import errors as hub
 
+    # What httpx says before it asks anybody.
+    if any(re.search("SOCKS proxy|for proxy URL", str(e)) or type(e).__name__ == "InvalidURL" for e in chain):
+        return not_here(
+            spec,
+            "the proxy that the environment names cannot be used",
+            "Mend or unset ALL_PROXY, HTTPS_PROXY, HTTP_PROXY and NO_PROXY; for SOCKS: pip install 'httpx[socks]'",
+        )
     offline = (hub.LocalEntryNotFoundError, hub.OfflineModeIsEnabled, ConnectionError, TimeoutError)
     if any(isinstance(e, offline) or type(e).__module__.partition(".")[0] in ("httpx", "httpx2") for e in chain):
         return not_here(

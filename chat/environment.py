@@ -18,8 +18,8 @@ _NO_PROXY = ("no_proxy", "NO_PROXY")  # programs differ in which of the two they
 def direct(host: str, outside: bool) -> Iterator[None]:
     """While it lasts, httpx reaches this machine without a proxy, and does not fail over settings it cannot read.
 
-    Gradio makes clients of httpx when it is imported and asks its own server when it starts. What is asked later,
-    the Hub above all, goes through the proxies that the person set.
+    Gradio makes clients of httpx when it is imported. What is asked later, the Hub above all, goes through the proxies
+    that the person set.
 
     Args:
         host: where the server listens.

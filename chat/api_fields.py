@@ -13,6 +13,7 @@ from chat import plans
 
 MOST_MESSAGES = 2048
 MOST_STOPS = 16
+MOST_STOP_LETTERS = 1000
 MOST_BIASES = 4096
 LETTERS_PER_TOKEN = 16
 """More than any tokenizer's mean: what has more letters than this times the context cannot fit."""
@@ -214,6 +215,8 @@ def _stops(value: object) -> tuple[str, ...]:
     stops = [] if value is None else [value] if isinstance(value, str) else value
     if not isinstance(stops, list) or len(stops) > MOST_STOPS or not all(s and isinstance(s, str) for s in stops):
         raise _bad("stop", value, f"a string that is not empty, or at most {MOST_STOPS} of them")
+    if any(len(stop) > MOST_STOP_LETTERS for stop in stops):
+        raise _bad("stop", value, f"made of strings of at most {MOST_STOP_LETTERS} characters")
     return tuple(_whole(stop, "stop") for stop in stops)
 
 

@@ -14,6 +14,9 @@ from chat.plans import Known
 
 log = logging.getLogger(__name__)
 
+MOST_BYTES = 4
+"""Bytes of the longest character, and so the most tokens that one can be made of."""
+
 UNKNOWN = "not recorded"
 """Stands where nobody knows which level proposed a token."""
 
@@ -208,6 +211,11 @@ def pieces(decode: Callable[[list[int]], str], ids: Sequence[int]) -> list[str]:
         before, now = decode(list(ids[context:begin])), decode(list(ids[context:end]))
         if now.endswith("\ufffd") and end < len(ids):
             result.append("")
+            if end - begin > 2 * MOST_BYTES:
+                # Bytes that are no character, and never will be; the last of them may still belong to one.
+                over = end - MOST_BYTES
+                result[over - 1] = decode(list(ids[context:over]))[len(before) :]
+                context, begin = begin, over
             continue
         result.append(now[len(before) :])
         context, begin = begin, end

@@ -11,6 +11,8 @@ from hsd.errors import ConfigError
 
 NO_LIMIT = 2**31 - 1
 """More tokens than any context has room for."""
+MAX_STOP = 1000
+"""Characters of a stop string: every new token is compared with all of its beginnings."""
 
 
 def _reject(field_name: str, value: object, want: str) -> ConfigError:
@@ -92,6 +94,8 @@ class SamplingParams:
         stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
         if not all(isinstance(s, str) and s for s in stop):
             raise _reject("stop", self.stop, "one or more non-empty strings")
+        if any(len(s) > MAX_STOP for s in stop):
+            raise _reject("stop", f"{max(stop, key=len)[:40]}…", f"strings of at most {MAX_STOP} characters")
         object.__setattr__(self, "stop", stop)
         for name in ("banned_ids", "forced_ids"):
             ids = tuple(getattr(self, name))

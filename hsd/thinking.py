@@ -45,6 +45,7 @@ class ThinkingSplit:
         self.thought = self.answer = ""
         self._where: Where = "begin"
         self._held = ""
+        self._blanks: list[str] = []
 
     @property
     def over(self) -> bool:
@@ -53,7 +54,12 @@ class ThinkingSplit:
 
     def push(self, text: str) -> None:
         """More of the text."""
-        self._held += text
+        if self._where != "answer" and not text.strip():
+            # They wait for what follows; looking at all of them for each one more would take long.
+            self._blanks.append(text)
+            return
+        self._held += "".join(self._blanks) + text
+        self._blanks.clear()
         if self._where == "begin":
             start = self._held.lstrip()
             if start.startswith(BEGIN):
@@ -81,6 +87,8 @@ class ThinkingSplit:
 
     def flush(self) -> None:
         """The text is over: what was held back belongs where it stands."""
+        self._held += "".join(self._blanks)
+        self._blanks.clear()
         if self._where == "thought":
             self.thought += self._held.rstrip()
         elif self._where == "begin":

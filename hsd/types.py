@@ -21,6 +21,9 @@ MAX_THRESHOLD = 64
 FinishReason = Literal["stop", "length", "cancelled", "timeout", "error"]
 Verification = Literal["block", "token"]
 
+MAX_PLAN = 1000
+"""Characters of a plan in its text form: no chain of models has a tenth of it."""
+
 _STAGE = re.compile(r"^\s*(?P<name>[A-Za-z0-9][A-Za-z0-9._/+-]*)\s*(?::\s*(?P<threshold>-?\d+)\s*)?$")
 
 
@@ -114,6 +117,8 @@ class Plan:
         """
         if not isinstance(text, str) or not text.strip():
             raise ConfigError("The plan is empty.", "Write levels cheapest first, like 'lookup:2>tiny:3>big'.")
+        if len(text) > MAX_PLAN:
+            raise ConfigError(f"A plan has at most {MAX_PLAN} characters, not {len(text):,}.", "Name fewer levels.")
         stages: list[tuple[str, int | None]] = []
         for part in text.split(">"):
             match = _STAGE.match(part)

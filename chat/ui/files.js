@@ -32,7 +32,7 @@
     }
     if (text.includes("\0")) return say(`${name} is no text, so it was not added.`);
     // A fence that is longer than any in the file.
-    const longest = Math.max(2, ...[...text.matchAll(/`{3,}/g)].map((found) => found[0].length));
+    const longest = [...text.matchAll(/`{3,}/g)].reduce((most, found) => Math.max(most, found[0].length), 2);
     const fence = "`".repeat(longest + 1);
     const kind = (name.match(/\.(\w{1,10})$/) ?? ["", ""])[1];
     const block = `\`${name}\`:\n${fence}${kind}\n${text.replace(/\r\n?/g, "\n").replace(/\n$/, "")}\n${fence}\n`;

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import hsd
+from chat import limits
 from chat.records import Conversation, Message
 from chat.session import Live
 from chat.ui import race, reply, thinking
-from chat.ui.text import Growing, escape, markdown, plural
+from chat.ui.text import Growing, escape, markdown, plain, plural
 
 SHOWN = 100
 """Turns that are rendered; older ones come on demand, so that a long conversation opens as fast as a short one."""
@@ -44,14 +46,21 @@ def history(
     )
     last = messages[-1].id if messages else None
     places = places or {}
-    return more + "".join(_turn(m, known, places.get(m.id), last=m.id == last) for m in messages[hidden:])
+    turns, end = list[str](), time.thread_time() + limits.PAGE_SECONDS
+    for m in reversed(messages[hidden:]):
+        turns.append(_turn(m, known, places.get(m.id), last=m.id == last, formatted=time.thread_time() < end))
+    return more + "".join(reversed(turns))
 
 
-def _turn(message: Message, known: dict[str, str], place: tuple[int, int] | None, *, last: bool) -> str:
+def _turn(
+    message: Message, known: dict[str, str], place: tuple[int, int] | None, *, last: bool, formatted: bool = True
+) -> str:
     if message.role == "user":
         return you(message, place)
     thought, answer = thinking.split(message)
-    body = thinking.folded(thought) + (f'<div class="prose">{markdown(answer)}</div>' if answer else "")
+    body = thinking.folded(thought) + (
+        f'<div class="prose">{(markdown if formatted else plain)(answer)}</div>' if answer else ""
+    )
     return (
         f'<article class="turn reply" data-id="{escape(message.id)}" aria-label="Reply">{body}'
         f"{_ending(message, last=last)}{_footer(message, known, place, last=last)}</article>"

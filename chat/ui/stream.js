@@ -48,7 +48,10 @@
     for (let mark = 0; stage()?.dataset.reply === reply && asking === reply;) {
       // Nothing comes back while the program is gone; where it is started again, this reply is in the history.
       const told = await server.growing({ reply, mark }).catch(() => null);
-      if (told?.over) break;
+      if (told?.over) {
+        window.hsdLook();
+        break;
+      }
       if (!told) {
         await pause(AGAIN);
         continue;

@@ -5,14 +5,19 @@ from __future__ import annotations
 import html
 import itertools
 import re
+import time
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
 from markdown_it import MarkdownIt
 from markdown_it.renderer import RendererHTML
+from markdown_it.ruler import RuleOptionsType
+from markdown_it.rules_block import StateBlock
+from markdown_it.rules_inline import StateInline
 from markdown_it.token import Token
 
+from chat import limits
 from chat.disk import storable
 from chat.ui import math
 
@@ -61,10 +66,55 @@ _markdown.enable(["table", "strikethrough"])
 math.add(_markdown)
 
 
-@lru_cache(maxsize=512)
+class _TooSlow(Exception):
+    """A text takes longer to read as Markdown than it may."""
+
+
+def _in_time(state: StateBlock | StateInline, *_: Any) -> bool:
+    """A rule that matches nothing: it is asked again and again, and ends what takes too long.
+
+    Some texts take a thousand times as long as others of their length. Processor time is what counts, so that a busy
+    machine shows the same page as an idle one.
+    """
+    state.env["looks"] = state.env.get("looks", 0) + 1
+    if state.env["looks"] % 50 == 0:
+        now = time.thread_time()
+        if now > state.env.setdefault("end", now + limits.FORMAT_SECONDS):
+            raise _TooSlow
+    return False
+
+
+_everywhere: RuleOptionsType = {"alt": ["paragraph", "reference", "blockquote", "list", "table"]}
+_markdown.block.ruler.before("table", "in_time", _in_time, _everywhere)
+_markdown.inline.ruler.before("text", "in_time", _in_time)
+
+
 def markdown(text: str) -> str:
-    """Markdown as HTML; tags in the text come out as text."""
-    return _markdown.render(text)
+    """Markdown as HTML; tags in the text come out as text. What is very long, or takes very long, is not formatted."""
+    begin, rest = _beginning(text)
+    return _formatted(begin) + (plain(rest) if rest else "")
+
+
+@lru_cache(maxsize=512)
+def _formatted(text: str) -> str:
+    try:
+        return _markdown.render(text)
+    except _TooSlow:
+        return plain(text)
+
+
+def plain(text: str) -> str:
+    """Text as it was written, where reading it as Markdown would take too long."""
+    return f'<p class="plain">{escape(text)}</p>'
+
+
+def _beginning(text: str) -> tuple[str, str]:
+    """What of a text is read as Markdown, and the rest; they are cut between paragraphs, or at least lines."""
+    if len(text) <= limits.FORMATTED_LETTERS:
+        return text, ""
+    end = limits.FORMATTED_LETTERS
+    cut = next((at + len(mark) for mark in ("\n\n", "\n") if (at := text.rfind(mark, end // 2, end)) >= 0), end)
+    return text[:cut], text[cut:]
 
 
 def seconds(value: float) -> str:
@@ -97,13 +147,20 @@ class Growing:
     def __init__(self) -> None:
         self.settled = ""
         self._read = ""
+        self._slow = False
 
     def add(self, text: str) -> str:
         """HTML of what may still change; what cannot is in `settled`. A text that did not grow starts anew."""
         if not text.startswith(self._read):
-            self.settled, self._read = "", ""
+            self.settled, self._read, self._slow = "", "", False
         rest = text[len(self._read) :]
-        tokens = _markdown.parse(rest)
+        if self._slow or len(text) > limits.FORMATTED_LETTERS:
+            return plain(rest)
+        try:
+            tokens = _markdown.parse(rest)
+        except _TooSlow:
+            self._slow = True
+            return plain(rest)
         begins = [place for place, token in enumerate(tokens) if token.level == 0 and token.nesting >= 0]
         last = begins[-1] if begins else 0
         lines = tokens[last].map if last else None

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import threading
 
+from chat import limits
+
 
 class Changes:
     """A version that grows with every change, and the version of the last change of each topic."""
@@ -17,7 +19,11 @@ class Changes:
         """Something about this topic is different now."""
         with self._news:
             self.version += 1
+            # The topic that changed last comes last, and the first is forgotten.
+            self._topics.pop(topic, None)
             self._topics[topic] = self.version
+            if len(self._topics) > limits.TOPICS:
+                del self._topics[next(iter(self._topics))]
             self._news.notify_all()
 
     def of(self, topic: str) -> int:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import hsd
-from chat import plans
+from chat import limits, plans
 from chat.library import Library
 from chat.own_families import OwnFamilies
 from chat.race import Standing, place, request_for
@@ -42,6 +42,11 @@ class Comparing(Library):
             self._touch(conversation.id)
         return plan
 
+    def check_waiting(self, visitor: str) -> None:
+        """Raises HsdError where a visitor waits for as much as one may."""
+        if self.worker.waiting_of(visitor) >= limits.WAITING:
+            raise hsd.HsdError(f"You wait for {limits.WAITING} replies already.", "Wait for them, or stop some.")
+
     def race(self, message_id: str) -> None:
         """Decode a reply's prompt once more, plainly and by its plan; one at a time for each reply.
 
@@ -54,6 +59,7 @@ class Comparing(Library):
         path = self._of(message_id).path_to(message_id)[:-1]
         request = request_for(message, path, *self.levels())
         request.visitor = self._of(message_id).visitor_of(message_id) or ""
+        self.check_waiting(request.visitor)
         if self.worker.request(request.conversation_id) is None:
             self.worker.submit(request)
         self._touch(request.conversation_id)

@@ -6,6 +6,7 @@ import dataclasses
 import json
 
 import hsd
+from chat import limits
 from chat.settings import NAMES, Settings
 from chat.store import Store
 
@@ -50,6 +51,7 @@ def keep(store: Store, name: str, settings: Settings) -> None:
     if not name:
         raise hsd.HsdError("The preset has no name.", "Write one into the field.")
     settings.params()
+    limits.check_message(settings.system, "system prompt")
     values = {field: getattr(settings, field) for field in FIELDS}
     store.write("INSERT OR REPLACE INTO presets (name, settings) VALUES (?, ?)", name, json.dumps(values))
 

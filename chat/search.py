@@ -13,6 +13,9 @@ import re
 import sqlite3
 import unicodedata
 
+import hsd
+from chat import limits
+
 # Accents of European scripts, vowel marks of Hebrew and Arabic, and what has no width: people leave all of them out.
 # Marks of other scripts are letters to those who read them.
 _MARKS = re.compile(
@@ -122,6 +125,15 @@ FOLDED = (
     *_folding_triggers("conversations", "title", "id"),
     *_folding_triggers("messages", "text", "conversation_id"),
 )
+
+
+def check(words: str) -> None:
+    """Raises HsdError for more than a search may ask for."""
+    if len(words) > limits.SEARCH_LETTERS or len(words.split()) > limits.SEARCH_WORDS:
+        raise hsd.HsdError(
+            f"A search has at most {limits.SEARCH_WORDS} words and {limits.SEARCH_LETTERS} characters.",
+            "Leave some out.",
+        )
 
 
 def condition(words: str) -> tuple[str, list[str]]:

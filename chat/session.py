@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import hsd
-from chat import plans, tree
+from chat import limits, plans, tree
 from chat.choosing import Choosing
 from chat.library import TEMPORARY
 from chat.prompt import make_title, messages_for_engine, newest_turns
@@ -249,6 +249,8 @@ class Session(Choosing):
         """
         if not text.strip():
             raise hsd.PromptError("The message is empty.", "Write something first.")
+        limits.check_message(text)
+        self.check_waiting(visitor)
         params = self._params(settings)
         with self._sending:
             known = self.conversation(conversation_id)
@@ -288,6 +290,7 @@ class Session(Choosing):
     def regenerate(self, message_id: str, settings: Settings) -> None:
         """Another reply to the same prompt, beside the one there is."""
         params = self._params(settings)
+        self.check_waiting(self._of(message_id).visitor_of(message_id) or "")
         with self._sending:
             message = self._expect(message_id, "assistant")
             self._check_free(message.conversation_id)
@@ -301,6 +304,8 @@ class Session(Choosing):
         """Send another text in the place of an own message; what was said after the old one stays, as a branch."""
         if not text.strip():
             raise hsd.PromptError("The message is empty.", "Write something first.")
+        limits.check_message(text)
+        self.check_waiting(self._of(message_id).visitor_of(message_id) or "")
         params = self._params(settings)
         with self._sending:
             message = self._expect(message_id, "user")
@@ -317,6 +322,7 @@ class Session(Choosing):
         Raises:
             HsdError: there is nothing to go on from.
         """
+        self.check_waiting(self._of(message_id).visitor_of(message_id) or "")
         with self._sending:
             message = self._expect(message_id, "assistant")
             self._check_free(message.conversation_id)
@@ -359,6 +365,7 @@ class Session(Choosing):
     def _params(self, settings: Settings) -> hsd.SamplingParams:
         """The sampling settings. Raises ConfigError: one is impossible, or the plan is none of this family."""
         plans.checked(settings.plan, *self.levels())
+        limits.check_message(settings.system, "system prompt")
         return settings.params()
 
     def _parent_for_next(self, conversation_id: str) -> str | None:

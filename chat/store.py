@@ -12,13 +12,14 @@ import sqlite3
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 from sqlite_utils import Database
 
 import hsd
+from chat import limits
 from chat.disk import Connection, alive, explain, new_id, owner
 from chat.records import (
     CONVERSATION_COLUMNS,
@@ -30,7 +31,7 @@ from chat.records import (
     Role,
     State,
 )
-from chat.search import condition, prepare
+from chat.search import check, condition, prepare
 
 BUSY_SECONDS = 5.0
 KEEP_DELETED_SECONDS = 24 * 3600.0
@@ -142,11 +143,28 @@ class Store:
 
     def conversations(self, search: str = "", limit: int = 500, visitor: str = "") -> list[Conversation]:
         """A visitor's, pinned ones first, then the newest; with `search`, those that hold all the words."""
+        check(search)
         where, values = condition(search)
         columns = ", ".join(CONVERSATION_COLUMNS)
         sql = f"SELECT {columns} FROM conversations c WHERE deleted IS NULL AND visitor = ? AND {where}"
-        rows = self.rows(f"{sql} ORDER BY pinned DESC, updated DESC LIMIT ?", visitor, *values, limit)
+        find = self._searched if search.strip() else self.rows
+        rows = find(f"{sql} ORDER BY pinned DESC, updated DESC LIMIT ?", visitor, *values, limit)
         return [Conversation.from_row(row) for row in rows]
+
+    def _searched(self, sql: str, *values: Any) -> list[tuple[Any, ...]]:
+        """What a search finds, on a connection of its own: nobody waits for it, and it ends in time."""
+        if str(self.path) == ":memory:":
+            return self.rows(sql, *values)
+        end = time.monotonic() + limits.SEARCH_SECONDS
+        try:
+            address = f"{self.path.absolute().as_uri()}?mode=ro"
+            with closing(sqlite3.connect(address, uri=True, timeout=BUSY_SECONDS, factory=Connection)) as db:
+                db.set_progress_handler(lambda: time.monotonic() > end, 10_000)
+                return db.execute(sql, values).fetchall()
+        except sqlite3.Error as error:
+            if "interrupted" not in str(error):
+                raise explain(error, self.path) from error
+            raise hsd.HsdError("The search took too long.", "Search for longer words.") from None
 
     def conversation(self, conversation_id: str) -> Conversation | None:
         """The conversation, or None where it is unknown or deleted."""
@@ -226,9 +244,10 @@ class Store:
                 f"""WITH RECURSIVE up(id, parent_id, depth) AS (
                     SELECT id, parent_id, 0 FROM messages WHERE id = ?
                     UNION ALL SELECT m.id, m.parent_id, depth + 1 FROM messages m JOIN up ON m.id = up.parent_id
+                    WHERE ? < 0 OR depth + 1 < ?
                 ) SELECT {", ".join(f"m.{name}" for name in MESSAGE_COLUMNS)}
-                FROM up JOIN messages m ON m.id = up.id WHERE ? < 0 OR up.depth < ? ORDER BY up.depth DESC""",
-                [message_id, last, last],
+                FROM up JOIN messages m ON m.id = up.id WHERE ? != 0 ORDER BY up.depth DESC""",
+                [message_id, last, last, last],
             ).fetchall()
         return [Message.from_row(row) for row in rows]
 
@@ -277,13 +296,24 @@ class Store:
     def add_conversation(
         self, title: str, settings: Mapping[str, Any], messages: Sequence[Message], leaf_id: str, visitor: str = ""
     ) -> str:
-        """Store a whole conversation in one transaction; its id."""
-        with self._write() as db:
+        """Store a whole conversation; its id.
+
+        It counts as deleted until the last message is stored. Others get their turn after every few messages: all of
+        them take seconds.
+        """
+        with self._write():
             conversation_id = self.create(title, visitor)
             self.keep_settings(conversation_id, settings)
-            for m in messages:
-                self._insert(conversation_id, m.id, m.parent_id, role=m.role, text=m.text, state=m.state)
-            db.execute("UPDATE conversations SET leaf_id = ? WHERE id = ?", [leaf_id, conversation_id])
+            self.delete(conversation_id)
+        for begin in range(0, len(messages), limits.ROWS_AT_ONCE):
+            with self._write():
+                for m in messages[begin : begin + limits.ROWS_AT_ONCE]:
+                    self._insert(conversation_id, m.id, m.parent_id, role=m.role, text=m.text, state=m.state)
+            # A lock that is taken again at once is taken before those who wait for it wake up.
+            time.sleep(0.001)
+        with self._write():
+            self.show(conversation_id, leaf_id)
+            self.restore(conversation_id)
         return conversation_id
 
     def add_turn(

@@ -10,15 +10,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import hsd
+from chat import limits
 from chat.disk import new_id
 from chat.records import Conversation, Message
 from chat.settings import Settings
 
 FORMAT = "hsd-chat"
 VERSION = 1
-MAX_BYTES = 20_000_000
-MAX_MESSAGES = 20_000
-MAX_TEXT = 2_000_000
+MAX_BYTES = limits.FILE_LETTERS
+MAX_MESSAGES = limits.MESSAGES
+MAX_TEXT = limits.MESSAGE_LETTERS
 _STATES = ("done", "cancelled", "interrupted")
 
 

@@ -131,6 +131,11 @@ class Worker:
             queue = [request for request in (self._active, *self._pending) if request]
         return [(request, at) for at, request in enumerate(queue) if request.conversation_id == conversation_id]
 
+    def waiting_of(self, visitor: str) -> int:
+        """How many requests of this visitor wait."""
+        with self._wake:
+            return sum(request.visitor == visitor for request in self._pending)
+
     @property
     def view(self) -> EngineView:
         """The engine now."""

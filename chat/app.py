@@ -215,6 +215,7 @@ def _mounted(page: gr.Blocks) -> FastAPI:
     from starlette.middleware import Middleware
 
     from chat.ui import page as ui
+    from chat.ui.events import Events
 
     mounted: FastAPI = gr.mount_gradio_app(
         FastAPI(docs_url=None, redoc_url=None, openapi_url=None),
@@ -232,7 +233,11 @@ def _mounted(page: gr.Blocks) -> FastAPI:
         theme=ui.theme(),
         css=ui.CSS,
         head=ui.HEAD,
-        app_kwargs={"middleware": [Middleware(Beginning, first=ui.FIRST)], "docs_url": None, "redoc_url": None},
+        app_kwargs={
+            "middleware": [Middleware(Beginning, first=ui.FIRST), Middleware(Events, page=page)],
+            "docs_url": None,
+            "redoc_url": None,
+        },
     )
     inner = mounted.routes[-1].app  # type: ignore[attr-defined]
     page.app = page.server_app = inner

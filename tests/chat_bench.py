@@ -15,11 +15,9 @@ from __future__ import annotations
 
 import dataclasses
 import http.client
-import json
 import os
 import re
 import signal
-import socket
 import sqlite3
 import statistics
 import subprocess
@@ -27,14 +25,13 @@ import sys
 import tempfile
 import threading
 import time
-import urllib.parse
-import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 import psutil
+from chat_tab import GROUPS, HttpTab
 
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]
@@ -214,72 +211,52 @@ def serving(kind: str, folder: Path) -> Iterator[tuple[str, psutil.Process]]:
 # What reads the page
 
 
-WRITERS = ("history", "listing", "plan-top")
-"""An output of each event that writes the page."""
-
-
 class Reader:
-    """A tab without a browser: joins the events that write the page, reads them, and asks for the reply as it grows."""
+    """A tab without a browser: asks for what has changed, and for the reply as it grows, as the page's scripts do."""
 
-    def __init__(self, address: str, conversation: str, events: Sequence[str] = WRITERS) -> None:
-        self.address, self.session = address, f"bench{time.time_ns()}"
-        config = json.load(urllib.request.urlopen(f"{address}config"))
-        elements = {c["id"]: c.get("props", {}).get("elem_id") for c in config["components"]}
-        self._growing = next(identifier for identifier, name in elements.items() if name == "running")
-        self.bytes, self.functions = 0, {}
-        for function in config["dependencies"]:
-            outputs = {elements.get(i) for i in function["outputs"]}
-            inputs = [elements.get(i) for i in function["inputs"]]
-            if inputs == ["current"] and "held" in outputs:
-                self.functions["enter"] = function
-            elif inputs == ["current"] and (name := next((n for n in WRITERS if n in outputs), "")):
-                self.functions[name] = function
-            elif inputs[:2] == ["message", "held"] and {"sent", "held"} <= outputs:
-                self.functions.setdefault("send", function)
-        host = urllib.parse.urlsplit(address)
-        self._connection = http.client.HTTPConnection(str(host.hostname), host.port)
-        for name in ("enter", *events):
-            self.join(name, [conversation])
-        self._connection.request("GET", f"/gradio_api/queue/data?session_hash={self.session}")
-        self._thread = threading.Thread(target=self._read, daemon=True)
-        self._thread.start()
+    def __init__(self, address: str, conversation: str, groups: Sequence[str] = GROUPS) -> None:
+        self._tab, self._acting, self._growing = (HttpTab(address) for _ in range(3))
+        self._acting.session = self._growing.session = self._tab.session
+        self._acting.enter(conversation)
+        self._closed = threading.Event()
+        self._threads = [threading.Thread(target=self._read, args=[groups], daemon=True)] if groups else []
+        for thread in self._threads:
+            thread.start()
 
-    def join(self, name: str, data: list[Any]) -> None:
-        body = {"data": data, "fn_index": self.functions[name]["id"], "session_hash": self.session}
-        request = urllib.request.Request(
-            f"{self.address}gradio_api/queue/join", json.dumps(body).encode(), {"Content-Type": "application/json"}
-        )
-        urllib.request.urlopen(request).read()
+    @property
+    def bytes(self) -> int:
+        """What came of it all."""
+        return sum(tab.bytes for tab in (self._tab, self._acting, self._growing))
 
-    def _read(self) -> None:
+    def send(self, text: str, settings: list[Any]) -> None:
+        """Send a message."""
+        self._acting.send(text, settings)
+
+    def _read(self, groups: Sequence[str]) -> None:
+        lively = 0.0
         try:
-            for line in self._connection.getresponse():
-                self.bytes += len(line)
-                for reply in re.findall(rb'data-reply=[\\\\"]+([\w-]+)', line)[:1]:
-                    threading.Thread(target=self._grow, args=(reply.decode(),), daemon=True).start()
+            while not self._closed.is_set():
+                values = self._tab.look(*groups)
+                lively = time.monotonic() + 1 if values else lively
+                for reply in re.findall(r'data-reply="([\w-]+)', str(values.get("running", ""))):
+                    threading.Thread(target=self._grow, args=(reply,), daemon=True).start()
+                between = float(self._tab.told["between"])
+                self._closed.wait(min(between, 0.1) if time.monotonic() < lively else between)
         except (OSError, http.client.HTTPException, ValueError):
-            pass  # closed, or the server has been stopped
+            pass  # the server has been stopped
 
     def _grow(self, reply: str) -> None:
         """As stream.js does."""
-        host, told = urllib.parse.urlsplit(self.address), {"mark": 0}
-        connection = http.client.HTTPConnection(str(host.hostname), host.port)
+        told: dict[str, Any] = {"mark": 0}
         while not told.get("over"):
-            asked = {"reply": reply, "mark": told["mark"]}
-            body = {"data": asked, "component_id": self._growing, "fn_name": "growing", "session_hash": self.session}
-            headers = {"Content-Type": "application/json"}
-            connection.request("POST", "/gradio_api/component_server/", json.dumps(body), headers)
-            answer = connection.getresponse().read()
-            self.bytes, told = self.bytes + len(answer), json.loads(answer)
+            told = self._growing.call("running", "growing", {"reply": reply, "mark": told["mark"]})
             time.sleep(told.get("between", 0))
-        connection.close()
 
     def close(self) -> None:
         """Leave, as a tab does that is closed."""
-        if self._connection.sock:
-            self._connection.sock.shutdown(socket.SHUT_RDWR)
-        self._thread.join(2)
-        self._connection.close()
+        self._closed.set()
+        for thread in self._threads:
+            thread.join(2)
 
 
 def wait_for(folder: Path, replies: int) -> None:
@@ -332,11 +309,11 @@ def _ask(address: str, conversation: str, folder: Path, look: bool) -> None:
     from chat.settings import Settings
     from chat.ui.settings import show
 
-    reader = Reader(address, conversation, WRITERS if look else ())
+    reader = Reader(address, conversation, GROUPS if look else ())
     time.sleep(0.5)
     for question in QUESTIONS:
         over = len(finished(folder))
-        reader.join("send", [question, conversation, *show(Settings(**SETTINGS))])
+        reader.send(question, show(Settings(**SETTINGS)))
         wait_for(folder, over + 1)
         time.sleep(0.2)
     assert not look or reader.bytes > 5000, "the page's events were not read"
@@ -420,22 +397,22 @@ def cost() -> None:
                     page.wait_for_selector("#history .turn")
                     _cost(address, conversation, folder, server, watcher, ())
             else:
-                _cost(address, conversation, folder, server, watcher, WRITERS if watcher == "reader" else ())
+                _cost(address, conversation, folder, server, watcher, GROUPS if watcher == "reader" else ())
 
 
 def _cost(
-    address: str, conversation: str, folder: Path, server: psutil.Process, watcher: str, events: Sequence[str]
+    address: str, conversation: str, folder: Path, server: psutil.Process, watcher: str, groups: Sequence[str]
 ) -> None:
     from chat.settings import Settings
     from chat.ui.settings import show
 
-    reader = Reader(address, conversation, events)
+    reader = Reader(address, conversation, groups)
     time.sleep(3)
     before, begun = sum(server.cpu_times()[:2]), time.monotonic()
     time.sleep(3)
     idle = (sum(server.cpu_times()[:2]) - before) / (time.monotonic() - begun)
     replies = len(finished(folder))
-    reader.join("send", ["Tell me the time.", conversation, *show(Settings(max_tokens=1200))])
+    reader.send("Tell me the time.", show(Settings(max_tokens=1200)))
     time.sleep(0.5)
     before, begun = sum(server.cpu_times()[:2]), time.monotonic()
     time.sleep(4.5)

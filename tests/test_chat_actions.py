@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -144,6 +143,7 @@ def test_a_message_that_overtakes_the_opening_of_its_page_reaches_the_right_conv
     do = Actions(session, Tabs())
     opening = threading.Timer(0.2, do.enter, [first, REQUEST])
     opening.start()
+    asyncio.run(do.entered(REQUEST))
     assert do.send(REQUEST, "more", "", *VALUES[1:])[0].startswith("stored")
     idle(session, first)
     assert session.snapshot(first).messages[2].text == "more" and len(session.snapshot(last).messages) == 2
@@ -156,6 +156,7 @@ def test_a_message_that_overtakes_the_opening_of_its_page_reaches_the_right_conv
     assert session.conversation(first).settings["temperature"] == 0.5
     monkeypatch.setattr(actions, "ENTER_SECONDS", 0.05)
     do.tabs.drop(REQUEST)
+    asyncio.run(do.entered(REQUEST))
     assert do.send(REQUEST, "lost?", "new", *VALUES[1:])[0].startswith("refused")
     assert "still being opened" in do.tabs.of("tab").problem and len(session.conversations()) == 2
     # Told what the page shows, a tab that waited is one that is known.
@@ -174,33 +175,37 @@ def test_older_conversations_come_on_demand(session: Session) -> None:
 
 
 def test_what_stands_beside_a_reply_waits_while_it_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(watch, "LOOK_SECONDS", 0.01)
     monkeypatch.setattr(watch, "HASTE_SECONDS", 0.3)
     now, component, tab, writing = {"reply": 0, "list": 0}, gr.HTML(), Tab(entered=True), [True]
     parts = [
         watch.Part(component, lambda _: now["reply"], lambda _: now["reply"]),
         watch.Part(component, lambda _: now["list"], lambda _: now["list"], beside=True),
     ]
+    group, mark = watch.Group("all", parts, lambda: writing[0]), ""
 
-    async def follow() -> None:
-        values = watch.follow(parts, tab, lambda: writing[0])
+    def fetched() -> list[Any]:
+        nonlocal mark
+        *values, last = group.fetch(tab)
+        mark = last.split('"')[1]
+        return values
 
-        async def after(change: str) -> tuple[list[Any], float]:
-            now[change] += 1
-            begun = time.monotonic()
-            return await anext(values), time.monotonic() - begun
+    def after(change: str) -> bool:
+        now[change] += 1
+        return group.changed(tab, mark)
 
-        assert await anext(values) == [0, 0]
-        assert (await after("reply"))[0] == [1, gr.skip()]
-        got, took = await after("list")
-        assert got == [gr.skip(), 1] and took >= 0.25
-        # What the person of this tab does shows at once, and so does everything when the reply is over.
-        tab.search = "x"
-        assert (await after("list"))[1] < 0.25
-        writing[0] = False
-        assert (await after("list"))[1] < 0.25
-
-    asyncio.run(follow())
+    assert group.changed(tab, mark) and fetched() == [0, 0] and not group.changed(tab, mark)
+    assert after("reply") and fetched() == [1, gr.skip()]
+    assert not after("list")
+    until(lambda: group.changed(tab, mark))
+    assert fetched() == [gr.skip(), 1]
+    # What the person of this tab does shows at once, and so does everything when the reply is over.
+    tab.search = "x"
+    assert after("list") and fetched() == [gr.skip(), 2]
+    assert not after("list")
+    writing[0] = False
+    assert group.changed(tab, mark) and fetched() == [gr.skip(), 3]
+    # What was fetched and got lost on its way is given once more, all of it.
+    assert group.changed(tab, "an older mark") and fetched() == [1, 3]
 
 
 def test_a_part_that_cannot_be_rendered_is_said_and_the_others_go_on(caplog: pytest.LogCaptureFixture) -> None:
@@ -209,14 +214,10 @@ def test_a_part_that_cannot_be_rendered_is_said_and_the_others_go_on(caplog: pyt
         watch.Part(component, lambda _: version[0], lambda _: 1 / 0),
         watch.Part(component, lambda _: version[0], lambda _: version[0]),
     ]
-
-    async def follow() -> None:
-        values = watch.follow(parts, tab, lambda: False)
-        for number in range(3):
-            version[0] = number
-            assert await anext(values) == [gr.skip(), number]
-
-    asyncio.run(follow())
+    group = watch.Group("all", parts, lambda: False)
+    for number in range(3):
+        version[0] = number
+        assert group.fetch(tab)[:-1] == [gr.skip(), number]
     assert "could not be shown" in tab.problem and "ZeroDivisionError" in caplog.text
 
 

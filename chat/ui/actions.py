@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -50,6 +51,7 @@ class Actions:
 
     def __init__(self, session: Session, tabs: Tabs) -> None:
         self.session, self.tabs = session, tabs
+        tabs.gone = self._left
 
     def _about(self, tab: Tab, event: gr.EventData) -> Click:
         """The click. Raises HsdError where it is about what is another visitor's."""
@@ -95,10 +97,12 @@ class Actions:
         finally:
             tab.entered = True
 
-    def leave(self, request: gr.Request) -> None:
+    def leave(self, request: Any) -> None:
         """The tab was closed; what it started goes on."""
-        tab = self.tabs.drop(request)
-        if tab and tab.open and tab.temporary:
+        self.tabs.drop(request)
+
+    def _left(self, tab: Tab) -> None:
+        if tab.open and tab.temporary:
             # A reload leaves too, and comes back at once.
             timer = threading.Timer(FORGET_SECONDS, self._forget_unseen, [tab.open])
             timer.daemon = True
@@ -130,7 +134,7 @@ class Actions:
             # Enter was pressed once more than needed.
             return [gr.skip(), *self._unchanged()]
         try:
-            _await_entered(tab)
+            _check_entered(tab)
             arrived = _arrived(tab, held)
             asked = self._asked(tab, held, values)
             tab.open = self.session.send(tab.open, text, asked, temporary=tab.temporary, visitor=tab.visitor)
@@ -139,6 +143,12 @@ class Actions:
             return [f"refused {time.time_ns()}", *self._unchanged()]
         tab.shown = SHOWN
         return [f"stored {time.time_ns()}", *(self._unchanged() if arrived else self._show_settings(tab, asked))]
+
+    async def entered(self, request: gr.Request) -> None:
+        """Wait until it is known what the tab shows, as long as a message may wait for that."""
+        end, tab = time.monotonic() + ENTER_SECONDS, self.tabs.at(request)
+        while not tab.entered and time.monotonic() < end:
+            await asyncio.sleep(0.02)
 
     def stop(self, request: gr.Request) -> None:
         """Stop the reply of the open conversation."""
@@ -320,13 +330,10 @@ def _arrived(tab: Tab, held: str) -> bool:
     return tab.given is None or (bool(held) and held == tab.given)
 
 
-def _await_entered(tab: Tab) -> None:
-    """Wait until it is known what the tab shows. Raises HsdError where that takes too long."""
-    end = time.monotonic() + ENTER_SECONDS
-    while not tab.entered:
-        if time.monotonic() > end:
-            raise Busy("The page is still being opened.", lambda: tab.entered, "Send the message again.")
-        time.sleep(0.02)
+def _check_entered(tab: Tab) -> None:
+    """Raises HsdError where it is not known what the tab shows: the page waits for that before it sends."""
+    if not tab.entered:
+        raise Busy("The page is still being opened.", lambda: tab.entered, "Send the message again.")
 
 
 def exported(session: Session, tabs: Tabs) -> Callable[..., dict[str, str]]:
@@ -334,6 +341,7 @@ def exported(session: Session, tabs: Tabs) -> Callable[..., dict[str, str]]:
 
     def exported(wanted: Mapping[str, Any], request: gr.Request) -> dict[str, str]:
         try:
+            wanted = wanted if isinstance(wanted, dict) else {}
             identifier = str(wanted.get("id"))
             own = session.belongs(identifier, tabs.visitor(request))
             name, text = session.exported(identifier if own else None, str(wanted.get("kind")))

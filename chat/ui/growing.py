@@ -6,7 +6,6 @@ was most of its work while a reply was written. A function that the page calls c
 
 from __future__ import annotations
 
-import asyncio
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -18,6 +17,7 @@ import hsd
 from chat.request import Live
 from chat.session import Session
 from chat.ui import history
+from chat.ui.shares import Shares
 from chat.ui.tabs import Tab, Tabs
 from chat.ui.text import Growing
 
@@ -29,6 +29,10 @@ BETWEEN_SECONDS = 0.1
 
 BETWEEN_ON_CPU_SECONDS = 0.2
 """The same where the models run on the CPU: a browser on this machine takes cores from them with every answer."""
+
+
+BETWEEN_PER_SECOND = 5.0
+"""And at least so many times as long as the answer took: a long list or table is one block, and is read again whole."""
 
 
 class Feed:
@@ -79,7 +83,7 @@ def loading(session: Session) -> bool:
     return session.engine.state in ("starting", "loading")
 
 
-def server_function(session: Session, tabs: Tabs) -> Callable[..., Any]:
+def server_function(session: Session, tabs: Tabs, shares: Shares) -> Callable[..., Any]:
     """A function for the page: given the reply that it shows and the mark of the last answer, what is new of it.
 
     The answer is that of `Feed.answer` and, as `between`, the seconds to wait; `{"over": True}` where the tab's
@@ -93,13 +97,16 @@ def server_function(session: Session, tabs: Tabs) -> Callable[..., Any]:
             return {"over": True}
         mark = asked.get("mark")
         # What is no mark fits no answer: the page is told all there is.
+        begun = time.thread_time()
         answer = feed(tab, live).answer(live, mark if isinstance(mark, int) else 0, loading=loading(session))
-        return {**answer, "between": between(session.engine.info)}
+        spent = time.thread_time() - begun
+        return {**answer, "between": max(between(session.engine.info), BETWEEN_PER_SECOND * spent)}
 
     async def growing(asked: Mapping[str, Any], request: gr.Request) -> dict[str, Any]:
-        page = Page(request, str((await request.json())["session_hash"]))
+        page = await Page.of(request)
         # A long block of code takes a while to be rendered, for which the other tabs must not wait.
-        return await asyncio.to_thread(told, page, asked)
+        answer: dict[str, Any] = await shares.run(page, told, page, asked if isinstance(asked, dict) else {})
+        return answer
 
     return growing
 
@@ -109,6 +116,11 @@ class Page:
 
     def __init__(self, request: Any, session_hash: str) -> None:
         self.cookies, self.session_hash = request.cookies, session_hash
+
+    @classmethod
+    async def of(cls, request: Any) -> Page:
+        """The page that calls a function of ours."""
+        return cls(request, str((await request.json())["session_hash"]))
 
 
 def feed(tab: Tab, live: Live) -> Feed:

@@ -36,8 +36,8 @@ def listing(
     parts = []
     if undo:
         parts.append(
-            f'<p class="undo" role="status">Deleted “{escape(undo[1][:40])}”. <button type="button" class="plain" '
-            f'data-action="restore" data-id="{escape(undo[0])}">Undo</button></p>'
+            f'<p class="undo" role="status">Deleted “<bdi>{escape(undo[1][:40])}</bdi>”. '
+            f'<button type="button" class="plain" data-action="restore" data-id="{escape(undo[0])}">Undo</button></p>'
         )
     if not conversations:
         parts.append(f'<p class="quiet">{"Nothing found." if search else "No conversations yet."}</p>')

@@ -234,6 +234,7 @@
     document.documentElement.classList.add("drawers");
   };
 
+  const LONGEST_FORMULA = 5000;
   // Formulas come as TeX, drawn as MathML: that needs neither fonts nor styles, and screen readers can say it.
   let katex = null;
   const drawFormulas = () => {
@@ -245,12 +246,17 @@
       formula.dataset.drawn = "";
       const displayMode = formula.classList.contains("display");
       const tex = formula.textContent;
+      // Longer than any that a person would read; drawing it would take seconds.
+      if (tex.length > LONGEST_FORMULA) continue;
       try {
         formula.dataset.tex = tex;
-        katex.render(tex, formula, { displayMode, output: "mathml", throwOnError: true, trust: false, maxExpand: 500 });
+        katex.render(tex, formula, { displayMode, output: "mathml", throwOnError: true, trust: false, maxExpand: 500, maxSize: 20 });
       } catch {
         formula.textContent = tex;
       }
+      // What does not fit is scrolled; a box that can be scrolled stands on its line by its lower edge.
+      const wide = !displayMode && formula.scrollWidth > formula.clientWidth;
+      formula.classList.toggle("large", wide || formula.scrollHeight > 0.8 * innerHeight);
     }
   };
 
@@ -304,6 +310,8 @@
       const open = parts[0].querySelector("[data-conversation]")?.dataset.conversation;
       if (open && open !== opened) {
         opened = open;
+        // Another conversation is shown from its end, wherever the last one was read.
+        following = true;
         window.hsdAddress({ c: open });
         window.hsdOpened(open);
       }
@@ -327,7 +335,6 @@
     toEnd();
     // Once, and not where that would bring up a keyboard on the screen. Gradio's own way takes the focus again and again.
     if (matchMedia("(hover: hover)").matches && document.activeElement === document.body) box.focus();
-    new MutationObserver(() => { following = true; }).observe(current, { subtree: true, childList: true });
   };
   const start = () => { begin(); closeDrawers(100); };
   if (document.readyState === "loading") addEventListener("DOMContentLoaded", start);

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-from collections.abc import AsyncIterator
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
-from chat import presets
+from chat import limits, presets
 from chat.session import Session
 from chat.ui import actions, families, growing, picker, settings, views, watch
-from chat.ui.tabs import Tabs
+from chat.ui.shares import Handlers, Shares
+from chat.ui.tabs import Tab, Tabs
 
 # KaTeX as Gradio brings it, for formulas; its name changes with Gradio's version, and it may be missing.
 _FORMULAS = next(iter(sorted(Path(gr.__file__).parent.glob("templates/frontend/assets/katex-*.js"))), None)
@@ -24,7 +23,7 @@ HEAD = (
     f"<script>window.hsdKatex = {json.dumps(_FORMULAS and 'assets/' + _FORMULAS.name)};</script>"
     + "".join(
         f"<script>{files('chat.ui').joinpath(name).read_text('utf-8')}</script>"
-        for name in ("keys.js", "plan.js", "page.js", "stream.js", "typed.js", "unsent.js", "files.js")
+        for name in ("keys.js", "plan.js", "page.js", "watch.js", "stream.js", "typed.js", "unsent.js", "files.js")
     )
 )
 # Before anything of Gradio's, which adds the rest itself when it is there.
@@ -35,27 +34,27 @@ LISTS = (
     "element.addEventListener('toggle', (event) => {"
     " if (event.target.matches('.families')) hsdFamilies(event.target, server); }, true);"
 )
-AGAIN_SECONDS = 3.0
-"""An event that writes the page begins again this long after it was cut off; every tick costs the browser a little."""
-
 OPEN_FROM_ADDRESS = "() => [(location.hash.match(/c=([\\w-]+)/) || ['', ''])[1]]"
-SENT = "(mark) => { if (mark) hsdSent(mark); }"
+SENT = "(mark) => { if (mark) { hsdSent(mark); hsdLook(); } }"
 
 
 def build(session: Session) -> gr.Blocks:
     """The page over a session; its look is in `theme()`, `CSS` and `HEAD`, which `launch` takes."""
     tabs = Tabs(session.belongs, session.guests)
+    shares = Shares(tabs.visitor)
     with gr.Blocks(title="hsd chat", analytics_enabled=False, fill_height=True) as page:
         ui = _left()
-        ui |= _middle(session, tabs)
+        ui |= _middle(session, tabs, shares)
         ui |= views.build(CLICKS)
         ui |= _right(session)
-        # Never shown: the id of the open conversation, for when the event that shows it begins again.
+        # Never shown: the id of the open conversation.
         ui["current"] = gr.Textbox(visible="hidden", elem_id="current", label="Open conversation")
         # Nor these: whether the last message was stored, and whose settings the fields hold.
         ui["sent"] = gr.Textbox(visible="hidden", elem_id="sent", label="Sent")
         ui["held"] = gr.Textbox(visible="hidden", elem_id="held", label="Settings of")
-        _wire(page, session, tabs, ui)
+        _wire(page, session, tabs, shares, ui)
+    # Gradio keeps what it last sent to each page.
+    page.state_session_capacity = limits.TABS
     return page
 
 
@@ -75,22 +74,19 @@ def _left() -> dict[str, Any]:
     return {"new": new, "search": search, "listing": listing}
 
 
-def _middle(session: Session, tabs: Tabs) -> dict[str, Any]:
+def _middle(session: Session, tabs: Tabs, shares: Shares) -> dict[str, Any]:
     with gr.Column(elem_id="chat"):
         head = _html(
             elem_id="head",
             js_on_load=CLICKS + LISTS,
-            server_functions=[actions.exported(session, tabs), picker.offered(session)],
+            server_functions=[shares.handler(actions.exported(session, tabs)), shares.handler(picker.offered(session))],
         )
-        history = _html(
-            elem_id="history",
-            js_on_load=CLICKS,
-            server_functions=[actions.provenance(session, tabs), actions.written(session, tabs)],
-        )
+        where, written = (shares.handler(made(session, tabs)) for made in (actions.provenance, actions.written))
+        history = _html(elem_id="history", js_on_load=CLICKS, server_functions=[where, written])
         running = _html(
             elem_id="running",
             js_on_load=CLICKS + "hsdStream(element, server);",
-            server_functions=[growing.server_function(session, tabs), actions.written(session, tabs)],
+            server_functions=[growing.server_function(session, tabs, shares), written],
         )
         waiting = _html(elem_id="waiting", js_on_load=CLICKS)
         with gr.Column(elem_id="composer"):
@@ -123,22 +119,23 @@ def _right(session: Session) -> dict[str, Any]:
     return {"engine": engine, **panel, **own}
 
 
-def _wire(page: gr.Blocks, session: Session, tabs: Tabs, ui: dict[str, Any]) -> None:
-    do = actions.Actions(session, tabs)
+def _wire(page: gr.Blocks, session: Session, tabs: Tabs, shares: Shares, ui: dict[str, Any]) -> None:
+    acting = actions.Actions(session, tabs)
+    do = Handlers(shares, acting)
     fields, message, current = ui["settings"], ui["message"], ui["current"]
     given, sent = [*fields, ui["held"]], [message, ui["held"], *fields]
     quiet: dict[str, Any] = {
         "show_progress": "hidden",
         "api_visibility": "private",
-        "concurrency_limit": None,
+        # What a field holds is checked where it is used, and what is no value of a field before that, see events.py.
+        "preprocess": False,
+        # Gradio runs forty events of its queue at once, of all visitors together; these wait for nobody.
+        "queue": False,
     }
-    parts = watch.parts(session, ui)
-    beside = [part for part in parts if part.beside]
-    for group in ([part for part in parts if not part.beside], beside, views.parts(session, ui)):
-        _keep(page, session, tabs, group, current, quiet)
+    _keep(session, tabs, shares, acting, ui, quiet)
     page.load(do.enter, [current], given, js=OPEN_FROM_ADDRESS, **quiet)
 
-    message.submit(do.send, sent, [ui["sent"], *given], **quiet)
+    message.submit(_entered(acting, do.send, shares), sent, [ui["sent"], *given], **quiet)
     ui["sent"].change(None, [ui["sent"]], None, js=SENT)
     message.stop(do.stop, None, None, **quiet)
     ui["new"].click(do.new, None, given, **quiet)
@@ -155,41 +152,67 @@ def _wire(page: gr.Blocks, session: Session, tabs: Tabs, ui: dict[str, Any]) -> 
     if not session.guests:
         ui["preset_keep"].click(do.keep_preset, [preset, *fields], [preset], **quiet)
         ui["preset_forget"].click(do.forget_preset, [preset], [preset], **quiet)
-    views.wire(page, session, tabs, ui, quiet)
+    views.wire(page, session, tabs, shares, ui, quiet)
     if session.own_families:
         families.wire(session.own_families, ui, quiet)
-    page.unload(do.leave)
 
 
 def _keep(
-    page: gr.Blocks,
     session: Session,
     tabs: Tabs,
-    parts: list[watch.Part],
-    current: gr.components.Component,
+    shares: Shares,
+    acting: actions.Actions,
+    ui: dict[str, Any],
     quiet: dict[str, Any],
 ) -> None:
-    """Keep parts that change together up to date, by an event that lasts: what it skips costs as much as the rest."""
+    """Keep the page up to date: it asks which parts have changed, and fetches them, see watch.js."""
 
-    async def follow(wanted: str, request: gr.Request) -> AsyncIterator[list[Any]]:
+    async def known(page: growing.Page, shown: str) -> Tab:
         # Whose conversation it is stands in the database, which may be locked for seconds.
-        tab = await asyncio.to_thread(tabs.at, request, wanted)
+        tab: Tab = tabs.known(page) or await shares.run(page, tabs.at, page, shown)
+        return tab
 
-        def young() -> float:
-            return growing.young(session.live(tab.open))
+    async def leave(_: Any, request: gr.Request) -> None:
+        acting.leave(await growing.Page.of(request))
 
-        async for values in watch.follow(parts, tab, lambda: session.worker.writing, young):
-            yield values
+    parts = watch.parts(session, ui)
+    groups = [
+        watch.Group(name, some, lambda: session.worker.writing)
+        for name, some in (
+            ("chat", [part for part in parts if not part.beside]),
+            ("beside", [part for part in parts if part.beside]),
+            # What is skipped costs as much as the rest.
+            ("views", views.parts(session, ui)),
+        )
+    ]
+    functions = [watch.server_function(session, groups, known), leave]
+    for group in groups:
+        # Never shown: holds the mark of what came last, and asks for more.
+        mark = gr.HTML(
+            visible="hidden",
+            elem_id=f"watch-{group.name}",
+            js_on_load=f"hsdWatch('{group.name}', element, trigger, server);",
+            server_functions=functions if group is groups[0] else None,
+        )
+        mark.select(_fetch(group, tabs, shares), None, [*(part.component for part in group.parts), mark], **quiet)
 
-    # The browser drops ticks while their event runs; when one has ended or was cut off, the next takes it up again.
-    gr.on(
-        [page.load, gr.Timer(AGAIN_SECONDS).tick],
-        follow,
-        [current],
-        [part.component for part in parts],
-        trigger_mode="once",
-        **quiet,
-    )
+
+def _fetch(group: watch.Group, tabs: Tabs, shares: Shares) -> Any:
+    def fetch(request: gr.Request) -> list[Any]:
+        return group.fetch(tabs.at(request))
+
+    return shares.handler(fetch)
+
+
+def _entered(acting: actions.Actions, send: Any, shares: Shares) -> Any:
+    """Sends when it is known what the tab shows. Waiting for that takes no thread."""
+
+    async def sent(request: gr.Request, *values: Any) -> Any:
+        with shares.place(request):
+            await acting.entered(request)
+        return await send(request, *values)
+
+    return sent
 
 
 def theme() -> gr.themes.Base:

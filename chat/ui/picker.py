@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import gradio as gr
+
 import hsd
 from chat.choosing import Offer
 from chat.session import Session
@@ -28,7 +30,7 @@ def menu(session: Session) -> str:
 def offered(session: Session) -> Callable[..., str]:
     """A function for the page that lists the families; it takes seconds when it is first called."""
 
-    def offered(_: object = None) -> str:
+    def offered(_: object, request: gr.Request) -> str:
         try:
             return "".join(_entry(offer) for offer in session.offers())
         except hsd.HsdError as error:

@@ -70,7 +70,8 @@ def read(*values: Any) -> Settings:
     given = dict(zip(NAMES, values, strict=True))
     kept = {name: value for name, value in given.items() if value is not None}
     seed = str(kept.pop("seed", "") or "").strip()
-    kept["seed"] = (int(seed) if re.fullmatch(r"-?[0-9]{1,99}", seed) else seed) if seed else None
+    whole = re.fullmatch(r"-?[0-9]{1,99}", seed)
+    kept["seed"] = (int(seed) if whole else seed[:100]) if seed else None
     kept["thinking"] = {"on": True, "off": False}.get(str(given["thinking"]))
     kept["plan"] = str(kept.get("plan", "")).strip() or "auto"
     return Settings(**kept)

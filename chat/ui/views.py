@@ -13,6 +13,7 @@ from chat.settings import NAMES, Settings
 from chat.ui import plan, race
 from chat.ui.actions import Click
 from chat.ui.levels import looks
+from chat.ui.shares import Handlers, Shares
 from chat.ui.tabs import Tab, Tabs
 from chat.ui.text import escape
 from chat.ui.watch import Part
@@ -46,9 +47,11 @@ def build(clicks: str) -> dict[str, Any]:
     return dict(zip(names, (view, top, rest, text, pin, auto, said, lanes), strict=True))
 
 
-def wire(page: gr.Blocks, session: Session, tabs: Tabs, ui: dict[str, Any], quiet: dict[str, Any]) -> None:
+def wire(
+    page: gr.Blocks, session: Session, tabs: Tabs, shares: Shares, ui: dict[str, Any], quiet: dict[str, Any]
+) -> None:
     """Connect them: links in the engine column and under replies open them, their own buttons do the rest."""
-    do = Views(session, tabs)
+    do = Handlers(shares, Views(session, tabs))
     field = ui["settings"][NAMES.index("plan")]
     page.load(do.enter, [ui["view"]], None, js=FROM_ADDRESS, **quiet)
     ui["view"].change(None, [ui["view"]], None, js=TO_ADDRESS)

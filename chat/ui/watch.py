@@ -1,12 +1,16 @@
-"""The one writer of the page: an event that lasts as long as the tab, and sends each part when it has changed."""
+"""The one writer of the page: says which parts have changed since a tab last got them, and renders those.
+
+A page asks a function of ours, which costs a request and nothing else, and fetches what has changed by an event that
+ends at once. Nothing lasts as long as a tab: such an event would hold one of the forty places that Gradio has for them,
+and a browser has six connections to one server for all its tabs together.
+"""
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import gradio as gr
@@ -23,14 +27,17 @@ log = logging.getLogger(__name__)
 
 FAILED = "A part of this page could not be shown. What is stored is safe; the reason is where this program was started."
 
-LOOK_SECONDS = 0.1
-"""Between two looks."""
+SOON_SECONDS = 0.1
+"""A page asks again so soon after its person did something, or something was new."""
+
+WRITING_SECONDS = 0.5
+"""The same while a reply is written, whose words come by another way, or something is loaded or raced."""
+
+IDLE_SECONDS = 1.0
+"""The same where nothing happens."""
 
 HASTE_SECONDS = 1.5
 """What stands beside a reply that is being written waits this long: the engine needs the processor more."""
-
-LAST_SECONDS = 600.0
-"""An event ends after this long, and begins again if its tab is still there: in case nobody said that it was closed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,44 +93,101 @@ def parts(session: Session, ui: dict[str, Any]) -> list[Part]:
     ]
 
 
-async def follow(
-    parts: list[Part], tab: Tab, writing: Callable[[], bool], young: Callable[[], float] = lambda: 0.0
-) -> AsyncIterator[list[Any]]:
-    """Values of all parts whenever one has changed, until the tab is closed.
-
-    `writing`: whether a reply is being written. `young`: seconds until that of this tab is to be shown, see growing.py.
-    """
-    seen: list[Any] = [_NEVER] * len(parts)
-    end = time.monotonic() + LAST_SECONDS
-    held, acted = None, None
-    while not tab.closed and time.monotonic() < end:
-        if not tab.entered:
-            await asyncio.sleep(LOOK_SECONDS / 2)
-            continue
-        if (wait := young()) > 0:
-            await asyncio.sleep(min(wait, LOOK_SECONDS))
-            continue
-        keys = [part.key(tab) for part in parts]
-        waits = [p.beside and new != old != _NEVER for p, new, old in zip(parts, keys, seen, strict=True)]
-        # What this tab's person did shows at once.
-        before, acted = acted, (tab.open, tab.search, tab.undo, tab.temporary, tab.listed)
-        held = (held or time.monotonic()) if any(waits) and writing() and acted == before else None
-        if held and time.monotonic() < held + HASTE_SECONDS:
-            keys = [old if wait else new for wait, new, old in zip(waits, keys, seen, strict=True)]
-        else:
-            held = None
-        if keys != seen:
-            changed = [new != old for new, old in zip(keys, seen, strict=True)]
-            seen = keys
-            # Rendering reads the database, which may be locked for seconds; the other tabs must not wait for it.
-            yield await asyncio.to_thread(_render, parts, changed, tab)
-        await asyncio.sleep(LOOK_SECONDS)
-
-
 _NEVER = object()
 
 
-def _render(parts: list[Part], changed: list[bool], tab: Tab) -> list[Any]:
+@dataclass(slots=True)
+class Given:
+    """What a tab was last given of a group: the keys of its parts, and a mark that came with their values.
+
+    `held` is since when a part waits that stands beside a reply; `acted` what the tab's person had done by then.
+    """
+
+    keys: list[Any]
+    mark: str = ""
+    held: float | None = None
+    acted: Any = field(default=_NEVER)
+
+
+class Group:
+    """Parts that change together, which one event fetches.
+
+    Args:
+        name: tells it from other groups.
+        parts: all of it.
+        writing: whether a reply is being written.
+    """
+
+    def __init__(self, name: str, parts: Sequence[Part], writing: Callable[[], bool]) -> None:
+        self.name, self.parts, self._writing = name, parts, writing
+
+    def _given(self, tab: Tab) -> Given:
+        given: Given = tab.given_parts.setdefault(self.name, Given([_NEVER] * len(self.parts)))
+        return given
+
+    def changed(self, tab: Tab, mark: str) -> bool:
+        """Whether there is something to fetch. A page that lacks what came with the last mark gets all of it again."""
+        given = self._given(tab)
+        if mark != given.mark:
+            given.keys = [_NEVER] * len(self.parts)
+        return self._due(tab, given) != given.keys
+
+    def _due(self, tab: Tab, given: Given) -> list[Any]:
+        """Keys of what is to be shown now: parts beside a reply that is being written keep theirs for a while."""
+        keys = [part.key(tab) for part in self.parts]
+        waits = [p.beside and new != old != _NEVER for p, new, old in zip(self.parts, keys, given.keys, strict=True)]
+        # What this tab's person did shows at once.
+        acted = (tab.open, tab.search, tab.undo, tab.temporary, tab.listed)
+        if not any(waits) or not self._writing() or acted != given.acted:
+            given.held = None
+            return keys
+        given.held = given.held or time.monotonic()
+        if time.monotonic() > given.held + HASTE_SECONDS:
+            return keys
+        return [old if wait else new for wait, new, old in zip(waits, keys, given.keys, strict=True)]
+
+    def fetch(self, tab: Tab) -> list[Any]:
+        """Values of all parts, skipped where nothing has changed, and behind them HTML that holds their mark."""
+        given = self._given(tab)
+        due = self._due(tab, given)
+        changed = [new != old for new, old in zip(due, given.keys, strict=True)]
+        # Before anything is read: what changes meanwhile is new again.
+        given.keys, given.mark, given.held = due, str(time.time_ns()), None
+        given.acted = (tab.open, tab.search, tab.undo, tab.temporary, tab.listed)
+        return [*_render(self.parts, changed, tab), f'<i data-mark="{given.mark}"></i>']
+
+
+def server_function(
+    session: Session, groups: Sequence[Group], known: Callable[[growing.Page, str], Awaitable[Tab]]
+) -> Callable[..., Any]:
+    """A function for the page: given the marks of the groups that it holds, which of them are to be fetched.
+
+    Its answer holds `changed`, names of groups; `between`, seconds until the page is to ask again; `session`, its own
+    name. `known`: the tab of a page that says which conversation it shows.
+    """
+
+    async def watch(asked: Any, request: gr.Request) -> dict[str, Any]:
+        asked = asked if isinstance(asked, dict) else {}
+        marks = asked.get("marks")
+        marks = marks if isinstance(marks, dict) else {}
+        page = await growing.Page.of(request)
+        tab = await known(page, str(asked.get("open") or ""))
+        changed, between = [], IDLE_SECONDS
+        live = session.live(tab.open)
+        if not tab.entered:
+            between = SOON_SECONDS / 2
+        elif (wait := growing.young(live)) > 0:
+            between = min(wait, SOON_SECONDS)
+        else:
+            changed = [g.name for g in groups if g.name in marks and g.changed(tab, str(marks[g.name]))]
+            if live or growing.loading(session) or (tab.view or "").startswith("race:"):
+                between = WRITING_SECONDS
+        return {"changed": changed, "between": between, "session": page.session_hash}
+
+    return watch
+
+
+def _render(parts: Sequence[Part], changed: list[bool], tab: Tab) -> list[Any]:
     values = []
     for part, new in zip(parts, changed, strict=True):
         try:
@@ -132,7 +196,7 @@ def _render(parts: list[Part], changed: list[bool], tab: Tab) -> list[Any]:
             tab.problem, tab.over = str(error), None
             values.append(gr.skip())
         except Exception:
-            # One part that cannot be shown must not end the event that shows all the others.
+            # One part that cannot be shown must not keep all the others from being shown.
             log.exception("a part of the page could not be rendered")
             tab.problem, tab.over = FAILED, None
             values.append(gr.skip())
@@ -145,7 +209,13 @@ def _thinks(session: Session) -> bool:
 
 
 def _listing(session: Session, tab: Tab) -> str:
-    found = session.conversations(tab.search, tab.visitor, tab.listed + 1)
+    try:
+        found = session.conversations(tab.search, tab.visitor, tab.listed + 1)
+    except hsd.StoreError:
+        raise
+    except hsd.HsdError as error:
+        # A search that asks for too much; the list is that of a search, so the sentence stands in its place.
+        return f'<p class="problem" role="alert">{escape(error)}</p>'
     return listing.listing(found[: tab.listed], tab.open, tab.search, tab.undo, more=len(found) > tab.listed)
 
 

@@ -107,6 +107,7 @@ class Scripted(Server):
             [*command, str(self._pause), *([self._password] if self._password else [])],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
+            stderr=self.log.open("ab"),
             text=True,
             env=environment,
         )

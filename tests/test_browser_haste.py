@@ -6,11 +6,13 @@ import json
 import os
 import re
 import signal
+import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
-from chat_browser import PHONE, ask, open_settings, send, shoot, shooting, tab
+from chat_browser import PHONE, ask, bring, open_settings, send, shoot, shooting, tab
 from chat_fakes import POEM
 from chat_server import Scripted, scripted
 
@@ -499,3 +501,48 @@ def pictures(page: Any) -> None:
     shoot(page, "waiting-phone")
     page.set_viewport_size(size)
     page.evaluate("document.querySelectorAll('.sidebar:not(.open) .toggle-button').forEach(button => button.click())")
+
+
+WIDE = [
+    r"$\rule{99999em}{99999em}$",
+    r"$\rule[-99999em]{1em}{199999em}$",
+    r"$\raisebox{-99999em}{x}$ $a\kern99999em b\hspace{99999em}c$",
+    r"$\overbrace{" + "x" * 400 + "}$ $" + "x+" * 450 + "x$",
+    r"$$\begin{matrix}" + r"a\\" * 300 + r"\end{matrix}$$",
+    "|" + "a|" * 200 + "\n|" + "-|" * 200 + "\n|" + "W" * 3000 + "|" + "b|" * 199,
+    "\u0e47" * 500 + " Z" + "\u0301" * 5000,
+    ">" * 500 + " quoted",
+    "".join(" " * 2 * depth + "- a\n" for depth in range(100)),
+    "# " + "W" * 2000 + "\n\n![x](data:image/png;base64," + "A" * 2000 + ")",
+]
+SIZES = """() => [document.documentElement.scrollWidth - innerWidth, document.documentElement.scrollHeight,
+  Math.max(...[...document.querySelectorAll(".math")].map((formula) => formula.offsetHeight)) / innerHeight]"""
+
+
+def test_nothing_in_a_reply_makes_the_page_wider_or_a_million_high(page: Any, tmp_path: Path) -> None:
+    fresh(page)
+    text = "\n\n".join(WIDE)
+    messages = [
+        {"id": "a", "parent_id": None, "role": "user", "text": text, "state": "done"},
+        {"id": "b", "parent_id": "a", "role": "assistant", "text": text, "state": "done"},
+    ]
+    file = tmp_path / "wide.json"
+    title = "\u202e" + "T" * 150
+    file.write_text(json.dumps({"format": "hsd-chat", "version": 1, "title": title, "messages": messages}))
+    bring(page, file)
+    page.wait_for_function("document.querySelectorAll('#history .reply .math[data-drawn]').length >= 7")
+    wider, height, formula = page.evaluate(SIZES)
+    assert wider <= 0 and height < 20_000 and formula < 0.9
+    fresh(page)
+
+
+def test_an_open_page_holds_no_connection(page: Any) -> None:
+    fresh(page)
+    waiting: dict[Any, float] = {}
+    page.on("request", lambda request: waiting.update({request: time.monotonic()}))
+    for ended in ("requestfinished", "requestfailed"):
+        page.on(ended, lambda request: waiting.pop(request, None))
+    page.wait_for_timeout(1500)
+    # What asks is answered at once: a browser has six connections for all tabs of a server.
+    assert not [request.url for request, since in waiting.items() if time.monotonic() - since > 1]
+    assert page.evaluate("performance.getEntriesByType('resource').every(e => !e.name.includes('heartbeat'))")

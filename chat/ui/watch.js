@@ -34,6 +34,7 @@
 
   // What Gradio's own way of asking would send is dropped when the page goes.
   let session = "";
+  let run = null;
   const leave = () => {
     const part = window.gradio_config?.components.find((one) => one.props.elem_id === "watch-chat");
     const body = JSON.stringify({ data: {}, component_id: part?.id, fn_name: "leave", session_hash: session });
@@ -44,8 +45,10 @@
 
   const follow = async (server) => {
     for (;;) {
-      // Nothing comes back while the program is gone; where it is started again, all marks are new.
+      // Nothing comes back while the program is gone. One that was started anew may have other parts and events.
       const told = await server.watch({ marks: marks(), open: open() }).catch(() => null);
+      run ??= told?.run;
+      if (told && told.run !== run) return void location.reload();
       session = told?.session ?? session;
       for (const name of told?.changed ?? []) {
         const group = groups.get(name);

@@ -8,6 +8,7 @@ and a browser has six connections to one server for all its tabs together.
 from __future__ import annotations
 
 import logging
+import secrets
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
@@ -163,8 +164,11 @@ def server_function(
     """A function for the page: given the marks of the groups that it holds, which of them are to be fetched.
 
     Its answer holds `changed`, names of groups; `between`, seconds until the page is to ask again; `session`, its own
-    name. `known`: the tab of a page that says which conversation it shows.
+    name; `run`, which is another where the program was started anew. `known`: the tab of a page that says which
+    conversation it shows.
     """
+
+    run = secrets.token_hex(4)
 
     async def watch(asked: Any, request: gr.Request) -> dict[str, Any]:
         asked = asked if isinstance(asked, dict) else {}
@@ -182,7 +186,7 @@ def server_function(
             changed = [g.name for g in groups if g.name in marks and g.changed(tab, str(marks[g.name]))]
             if live or growing.loading(session) or (tab.view or "").startswith("race:"):
                 between = WRITING_SECONDS
-        return {"changed": changed, "between": between, "session": page.session_hash}
+        return {"changed": changed, "between": between, "session": page.session_hash, "run": run}
 
     return watch
 

@@ -62,10 +62,7 @@ class SamplingParams:
     thinking: bool | None = None
 
     def __post_init__(self) -> None:
-        # -1 has one meaning for all programs that came from llama.cpp's server or vLLM: not set.
-        for name, unset in (("seed", None), ("top_k", 0), ("max_tokens", NO_LIMIT)):
-            if type(getattr(self, name)) is int and getattr(self, name) == -1:
-                object.__setattr__(self, name, unset)
+        self._unset()
 
         def finite(name: str, low: float, high: float, want: str) -> None:
             value = getattr(self, name)
@@ -90,13 +87,7 @@ class SamplingParams:
             raise _reject("seed", self.seed, "a whole number, or None")
         if self.thinking is not None and not isinstance(self.thinking, bool):
             raise _reject("thinking", self.thinking, "True, False, or None")
-        # One string is a common way to write `stop`; iterating over its characters never is what was meant.
-        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
-        if not all(isinstance(s, str) and s for s in stop):
-            raise _reject("stop", self.stop, "one or more non-empty strings")
-        if any(len(s) > MAX_STOP for s in stop):
-            raise _reject("stop", f"{max(stop, key=len)[:40]}…", f"strings of at most {MAX_STOP} characters")
-        object.__setattr__(self, "stop", stop)
+        object.__setattr__(self, "stop", self._stops())
         for name in ("banned_ids", "forced_ids"):
             ids = tuple(getattr(self, name))
             if not all(isinstance(i, int) and not isinstance(i, bool) and i >= 0 for i in ids):
@@ -107,6 +98,21 @@ class SamplingParams:
             if any(k < 0 or math.isnan(v) or v == math.inf for k, v in bias.items()):
                 raise _reject("logit_bias", self.logit_bias, "token id -> finite number, or -inf")
             object.__setattr__(self, "logit_bias", bias)
+
+    def _unset(self) -> None:
+        """-1 has one meaning for all programs that came from llama.cpp's server or vLLM: not set."""
+        for name, unset in (("seed", None), ("top_k", 0), ("max_tokens", NO_LIMIT)):
+            if type(getattr(self, name)) is int and getattr(self, name) == -1:
+                object.__setattr__(self, name, unset)
+
+    def _stops(self) -> tuple[str, ...]:
+        # One string is a common way to write `stop`; iterating over its characters never is what was meant.
+        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+        if not all(isinstance(s, str) and s for s in stop):
+            raise _reject("stop", self.stop, "one or more non-empty strings")
+        if any(len(s) > MAX_STOP for s in stop):
+            raise _reject("stop", f"{max(stop, key=len)[:40]}…", f"strings of at most {MAX_STOP} characters")
+        return stop
 
     @property
     def greedy(self) -> bool:

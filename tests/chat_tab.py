@@ -91,8 +91,9 @@ class HttpTab:
 def _config(address: str, cookie: str) -> dict[str, Any]:
     host = urllib.parse.urlsplit(address)
     connection = http.client.HTTPConnection(str(host.hostname), host.port, timeout=30)
-    connection.request("GET", "/config", headers={"Cookie": cookie})
-    found: dict[str, Any] = json.loads(connection.getresponse().read())
+    connection.request("GET", "/", headers={"Cookie": cookie})
+    _, _, rest = connection.getresponse().read().decode().partition("window.gradio_config = ")
+    found: dict[str, Any] = json.JSONDecoder().raw_decode(rest)[0]
     return found
 
 

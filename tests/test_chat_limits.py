@@ -20,14 +20,13 @@ from chat_waiting import until
 
 import hsd
 from chat import limits, prompt, request
-from chat.api_request import Split
 from chat.changes import Changes
-from chat.guard import COOKIE
+from chat.login import COOKIE
 from chat.records import Message
 from chat.session import Session
 from chat.settings import Settings
 from chat.store import Store
-from chat.ui import actions, settings, text, thinking
+from chat.ui import actions, settings, text
 from chat.ui.history import history
 from chat.ui.page import _entered
 from chat.ui.shares import BUSY, Shares
@@ -165,7 +164,7 @@ PIECES = (
 @pytest.mark.parametrize("piece", PIECES)
 def test_what_is_looked_for_in_a_message_takes_time_that_grows_as_its_length(piece: str) -> None:
     whole = piece * (MEGABYTE // len(piece))
-    scans = (prompt.make_title, lambda t: prompt.make_title("Hi", t), thinking.split, text.escape)
+    scans = (prompt.make_title, lambda t: prompt.make_title("Hi", t), hsd.split_thinking, text.escape)
     for scan in scans:
         # A quadratic scan takes minutes to hours for this.
         assert cpu(lambda scan=scan: scan(whole)) < 5, scan  # type: ignore[misc]
@@ -197,8 +196,8 @@ def test_all_slow_replies_of_a_page_together_take_bounded_time(monkeypatch: pyte
 
 def test_blanks_bytes_and_plans_without_end_are_read_once() -> None:
     def split() -> None:
-        told = Split("thought")
-        told.push("a")
+        told = hsd.ThinkingSplit()
+        told.push("<think>a")
         for _ in range(100_000):
             told.push("  ")
         told.push("b</think>c")

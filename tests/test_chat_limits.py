@@ -171,7 +171,19 @@ def test_what_is_looked_for_in_a_message_takes_time_that_grows_as_its_length(pie
 
 
 @pytest.mark.parametrize(
-    "piece", ["> " * 20 + "\n", "![[", "[a\n", "a\n\\[\n", "\\(", "**a *b ", "[a](", "$$a\n", "|a|\n|-|\n"]
+    "piece",
+    [
+        "> " * 20 + "\n",
+        "![[",
+        "[a\n",
+        "a\n\\[\n",
+        "\\(",
+        "**a *b ",
+        "[a](",
+        "$$a\n",
+        "|a|\n|-|\n",
+        "$" + "\\text{a}" * 100,
+    ],
 )
 def test_a_reply_that_is_slow_to_read_is_shown_as_it_was_written(piece: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "FORMAT_SECONDS", 0.05)

@@ -18,12 +18,13 @@ from markdown_it.token import Token
 # One dollar is more often a price or a variable of a shell. Pandoc's rule: a formula touches no blank on its inside,
 # and no digit follows it. In addition, a letter or digit before the opening dollar makes it a currency (`US$`), and
 # what makes the closing dollar a variable (`$A/$B`, `${A}/${B}`, `$(a)/$(b)`) makes the formula none; `$n$th` is one.
-# Code spans and links take precedence. An index or a power alone may stand anywhere: `H$_2$O`, `90$^\circ$C`.
+# Code spans and links take precedence. An index or a power alone may stand anywhere: `H$_2$O`, `90$^\circ$C`. The parts
+# of a formula are atomic: with two ways to read `\text{…}` each further one would double the time.
 _DOLLARS = re.compile(
     r"""
     (?<!\$) \$ (?P<script> [_^] (?: [0-9A-Za-z+-] | \{[^{}$\n]{1,99}\} | \\[A-Za-z]+ ) ) \$ (?!\$)
     | (?<![A-Za-z_$]) (?: (?<![0-9]) | (?=\$\\[A-Za-z]) ) \$ (?! [\s$@\#?] | \.[A-Za-z] )
-    (?P<tex> (?: \\(?:text|mbox)\{[^{}\n`]{0,99}\} | \\[^\n] | (?!\]\() [^\\$\n`] ){1,999}? )
+    (?P<tex> (?> \\(?:text|mbox)\{[^{}\n`]{0,99}\} | \\[^\n] | (?!\]\() [^\\$\n`] ){1,999}? )
     (?<!\s) \$ (?! [0-9$_{(] | (?!(?:th|st|nd|rd|s)\b) [A-Za-z] )
     """,
     re.X,

@@ -6,7 +6,7 @@ import contextlib
 import re
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -19,6 +19,7 @@ from hsd.thinking import BEGIN, END, Start, Where, overlap, split_thinking, with
 Prompt = str | Sequence[Message] | Sequence[int]
 
 _JOINS = 32  # ids of a begun reply that the text behind it may depend on
+_OPENING = 100  # characters before a reply in which a template may open the thinking
 
 
 @dataclass(frozen=True, slots=True)
@@ -315,20 +316,48 @@ class Prompts:
         Where a template leaves part of a reply out (the thinking of earlier turns), its text is tokenized anew, and
         reading restarts there.
         """
-        # What stands before a reply that is to come without thinking may be left out where the reply is an earlier one.
-        ways = dict.fromkeys((thinking, True, False)) if self.marks.switch else (None,)
         ids = self._encoder.before_text[:] if self.marks.template is None else []
         done = 0
-        for at, turn in enumerate(turns):
-            if not turn.ids:
-                continue
-            begin, end = next(self._places(text, turns[:at], turn, ways), (-1, -1))
+        for begin, end, turn in self._replies_in(text, turns, thinking):
             if begin < done:
                 continue
             ids += self._encoder.encode(text[done:begin], behind=done > 0)
             ids += turn.ids
             done = end
         return ids + self._encoder.encode(text[done:], behind=done > 0)
+
+    def _replies_in(
+        self, text: str, turns: Sequence[_Turn], thinking: bool | None
+    ) -> Iterator[tuple[int, int, _Turn]]:
+        """Where the replies whose ids are known stand in the rendered text.
+
+        The conversation is rendered once more with a mark in the place of each of them. Templates that look into
+        replies may write other text around a mark; from there on the text before each reply is rendered alone.
+        """
+        known = [at for at, turn in enumerate(turns) if turn.ids]
+        marked = [replace(t, message={**t.message, "content": _mark(at)}) if t.ids else t for at, t in enumerate(turns)]
+        rest = ""
+        with contextlib.suppress(Exception):  # some templates refuse a reply without its own marks
+            rest = self._render(marked, thinking) if known else ""
+        place = 0
+        while known:
+            before, found, rest = rest.partition(_mark(known[0]))
+            if not found or not text.startswith(before, place):
+                break
+            turn, begin = turns[known.pop(0)], place + len(before)
+            place = self._end_of(turn, text, begin)
+            if place > begin:
+                yield begin, place, turn
+            else:  # the template has changed it, and goes on behind it
+                behind = rest.partition(_mark(known[0]))[0] if known else rest
+                place = text.find(behind, begin)
+                if place < 0:
+                    break
+        # What stands before a reply that is to come without thinking may be left out where the reply is an earlier one.
+        ways = dict.fromkeys((thinking, True, False)) if self.marks.switch else (None,)
+        for at in known:
+            begin, end = next(self._places(text, turns[:at], turns[at], ways), (-1, -1))
+            yield begin, end, turns[at]
 
     def _places(
         self, text: str, before: Sequence[_Turn], turn: _Turn, ways: Iterable[bool | None]
@@ -339,13 +368,17 @@ class Prompts:
                 head = self._render(before, way)
             except Exception:  # its text is tokenized anew, that is all
                 continue
-            if not text.startswith(head):
-                continue
-            opened = self.marks.thinking.opened(head)
-            for spelled in self._spelled(turn):
-                said = spelled.removeprefix(opened)
-                if text.startswith(said, len(head)):
-                    yield len(head), len(head) + len(said)
+            if text.startswith(head) and (end := self._end_of(turn, text, len(head))) > len(head):
+                yield len(head), end
+
+    def _end_of(self, turn: _Turn, text: str, begin: int) -> int:
+        """Where a reply ends that begins there in the rendered text; `begin` where it does not stand there."""
+        opened = self.marks.thinking.opened(text[max(0, begin - _OPENING) : begin])
+        for spelled in self._spelled(turn):
+            said = spelled.removeprefix(opened)
+            if text.startswith(said, begin):
+                return begin + len(said)
+        return begin
 
     def _spelled(self, turn: _Turn) -> Iterator[str]:
         """How the text of a reply may stand in the rendered text: as the template got it, or with all its tokens."""
@@ -440,6 +473,11 @@ class Prompts:
 def _with_text(message: Any) -> Any:
     wordless = isinstance(message, Mapping) and message.get("role") == "assistant" and message.get("content") is None
     return {**message, "content": ""} if wordless else message
+
+
+def _mark(at: int) -> str:
+    """Stands for a reply in a rendered conversation: characters that no text has, see `Encoder.clean`."""
+    return f"\ufddc{at}\ufddd"
 
 
 def _begun(messages: Sequence[Message]) -> tuple[list[Message], Message | None]:

@@ -487,3 +487,37 @@ def test_a_text_alone_is_what_a_family_without_template_goes_on_with(text: str) 
     with spoken.engine(byte_level(None)) as engine:
         ids = engine._prompts.prepare(text, 512, 4, drop=False).ids
         assert engine.tokenizer.decode(ids, skip_special_tokens=True) == text
+
+
+# What Qwen3 does: the thinking of earlier turns is left out.
+FORGETS = CHATML.replace("m.content", "(m.content.split('</think>')[-1] | trim)")
+
+
+@pytest.mark.parametrize("template", [CHATML, ROLE_TOKENS, FORGETS, None])
+def test_known_replies_are_put_back_with_one_more_rendering_however_many_there_are(
+    template: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer = byte_level(template)
+    prompts, rendered = Prompts(tokenizer, 1 << 20), 0
+    talk: list[dict[str, Any]] = []
+    for turn in range(50):
+        text = f"<think>\nso {turn}\n</think>\n\nit is {turn}" if turn % 7 == 3 else f"it is {turn}"
+        # Ids that no tokenizer gives for this text: one for each letter.
+        letters = [i for letter in text for i in tokenizer.encode(letter, add_special_tokens=False)]
+        talk += [user(f"what is {turn}?"), said(text, token_ids=letters)]
+    talk.append(user("and now?"))
+    plain = [{name: m[name] for name in ("role", "content")} for m in talk]
+    render = prompts.marks.render
+
+    def counted(*args: Any, **options: Any) -> str:
+        nonlocal rendered
+        rendered += 1
+        return render(*args, **options)
+
+    monkeypatch.setattr(prompts.marks, "render", counted)
+    ids = prompts.build(talk)
+    assert rendered <= 3
+    assert tokenizer.decode(ids) == tokenizer.decode(Prompts(tokenizer, 1 << 20).build(plain))
+    for turn in (0, 10, 49):
+        letters = talk[2 * turn + 1]["token_ids"]
+        assert turn % 7 == 3 or any(ids[i : i + len(letters)] == letters for i in range(len(ids)))

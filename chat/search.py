@@ -23,13 +23,25 @@ _MARKS = re.compile(
 )
 
 
+# Letters that Unicode does not take apart, as people without such keys write them; and the quotes, dashes and hyphens
+# that word processors and phones put in the place of those on the keys. The index ends a text at a zero byte.
+_PLAIN = str.maketrans(
+    {
+        **{"\u0131": "i", "ł": "l", "ø": "o", "đ": "d", "ð": "d", "ħ": "h", "ŧ": "t", "æ": "ae", "œ": "oe", "þ": "th"},
+        **dict.fromkeys("\u2018\u2019\u201a\u201b\u02bc\u2032", "'"),
+        **dict.fromkeys("\u201c\u201d\u201e\u201f\u2033", '"'),
+        **dict.fromkeys("\u2010\u2012\u2013\u2014\u2212", "-"),
+        "\0": " ",
+    }
+)
+
+
 def folded(text: str) -> str:
-    """The text as it is compared: `ÄP` as `ap`, `STRASSE` and `Straße` as `strasse`, `ＡＢＣ` as `abc`."""
+    """The text as it is compared: `ÄP` as `ap`, `Łódź` as `lodz`, `Straße` as `strasse`, `ＡＢＣ` as `abc`, `’` as `'`."""
     if text.isascii():
-        return text.lower()
+        return text.lower().replace("\0", " ")
     bare = _MARKS.sub("", unicodedata.normalize("NFKD", text))
-    # The dotless i of Turkish is the small letter of I.
-    return unicodedata.normalize("NFC", bare.casefold().replace("\u0131", "i"))
+    return unicodedata.normalize("NFC", bare.casefold().translate(_PLAIN))
 
 
 def prepare(connection: sqlite3.Connection) -> None:

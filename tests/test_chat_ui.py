@@ -260,6 +260,14 @@ def test_no_text_is_shown_twice_whatever_separates_its_lines(mark: str) -> None:
     assert growing.settled + tail == markdown(text) and growing.settled
 
 
+@pytest.mark.parametrize("number", ["2. two", "10. ten", "999999999. last", "2 is no item"])
+def test_a_list_goes_on_behind_a_blank_line(number: str) -> None:
+    text, growing, tail = f"1. one\n\n{number}\n\nend", Growing(), ""
+    for end in range(1, len(text) + 1):
+        tail = growing.add(text[:end])
+    assert growing.settled + tail == markdown(text) and growing.settled
+
+
 def test_text_that_grows_ends_up_as_the_same_markdown() -> None:
     for step in (1, 7, 50):
         growing, tail = Growing(), ""

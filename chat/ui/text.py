@@ -130,6 +130,7 @@ def seconds(value: float) -> str:
 
 # What CommonMark ends a line with. `str.splitlines` also splits at U+2028, form feeds and others, which end none.
 _LINE_END = re.compile(r"\r\n?|\n")
+_LIST_NUMBER = re.compile(r"\d{1,9}", re.A)
 
 
 def _begin_of_line(text: str, number: int) -> int:
@@ -163,6 +164,9 @@ class Growing:
             return plain(rest)
         begins = [place for place, token in enumerate(tokens) if token.level == 0 and token.nesting >= 0]
         last = begins[-1] if begins else 0
+        if len(begins) > 1 and last + 1 < len(tokens) and _LIST_NUMBER.fullmatch(tokens[last + 1].content):
+            # Behind a list this may become the number of its next item.
+            last = begins[-2]
         lines = tokens[last].map if last else None
         if lines:
             self.settled += _markdown.renderer.render(tokens[:last], _markdown.options, {})

@@ -37,7 +37,7 @@ _PLAIN = str.maketrans(
 
 
 def folded(text: str) -> str:
-    """The text as it is compared: `ÄP` as `ap`, `Łódź` as `lodz`, `Straße` as `strasse`, `ＡＢＣ` as `abc`, `’` as `'`."""
+    """The text as it is compared: `ÄP` as `ap`, `Łódź` as `lodz`, `Straße` as `strasse`, `ＡＢＣ` as `abc`, `’` as '"""
     if text.isascii():
         return text.lower().replace("\0", " ")
     bare = _MARKS.sub("", unicodedata.normalize("NFKD", text))

@@ -123,6 +123,9 @@ def test_a_race_is_run_replayed_and_there_after_a_reload(browser: Any, server: S
         page.reload()
         page.wait_for_selector("#race .verdict")
         assert page.inner_text("#race .verdict") == verdict
+        bars = page.locator("#race .track i").evaluate_all("bars => bars.map((bar) => bar.offsetWidth)")
+        # The slower run fills its bar; the other is as long as its time, whether the race was replayed or not.
+        assert min(bars) > 0 and max(bars) == page.locator("#race .track").first.evaluate("track => track.offsetWidth")
         page.click("#race-page [data-action=chat]")
         page.wait_for_selector(".meta summary")
         assert "estimated" not in page.inner_text(".meta summary")
@@ -207,4 +210,6 @@ def test_views_fit_a_phone(browser: Any, server: Server) -> None:
                 page.wait_for_selector(part)
                 page.wait_for_timeout(300)
                 assert page.evaluate("document.documentElement.scrollWidth") <= page.viewport_size["width"]
+                bars = page.locator("#race .track i").evaluate_all("bars => bars.map((bar) => bar.offsetWidth)")
+                assert view == "plan" or min(bars) > 0
                 shoot(page, f"{view.split(':')[0]}-{name}")

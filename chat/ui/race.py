@@ -85,7 +85,8 @@ def _result(record: Mapping[str, Any], identifier: str, tones: dict[str, str]) -
     plain, planned = record["lanes"]
     # Read by plan.js; the texts below it are complete, and what it does is hide and show their ends.
     steps = escape(json.dumps([plain["steps"], planned["steps"]]))
-    lanes = _lane(plain, "Plain decoding", tones) + _lane(planned, "By the plan", tones)
+    longest = max(plain["seconds"], planned["seconds"])
+    lanes = _lane(plain, "Plain decoding", longest, tones) + _lane(planned, "By the plan", longest, tones)
     return (
         f'<p class="verdict" role="status">{_verdict(record)}</p><div class="race" data-steps="{steps}">{lanes}</div>'
         f'<p class="tools" data-id="{identifier}"><button type="button" class="do" data-action="replay">Show it again'
@@ -94,13 +95,15 @@ def _result(record: Mapping[str, Any], identifier: str, tones: dict[str, str]) -
     )
 
 
-def _lane(lane: Mapping[str, Any], title: str, tones: dict[str, str]) -> str:
+def _lane(lane: Mapping[str, Any], title: str, longest: float, tones: dict[str, str]) -> str:
     speed = lane["tokens"] / lane["seconds"] if lane["seconds"] else 0.0
     passes = f"{plural(lane['target_passes'], 'pass')} of the target"
     levels = " → ".join(f'<span class="{look(name, tones)}">{escape(name)}</span>' for name in chain(lane["plan"]))
+    width = 100 * lane["seconds"] / longest if longest else 0.0
     return (
         f'<section class="lane" aria-label="{title}"><h2>{title}</h2><p class="quiet">{levels}</p>'
-        f'<div class="track" aria-hidden="true"><i></i></div><p class="clock">{precise(lane["seconds"])}</p>'
+        f'<div class="track" aria-hidden="true"><i style="width: {width:.1f}%"></i></div>'
+        f'<p class="clock">{precise(lane["seconds"])}</p>'
         f'<p class="quiet">{plural(lane["tokens"], "token")}, {speed:.0f} tok/s, first token after '
         f'{precise(lane["first_token_seconds"])}, {passes}</p><div class="text">{escape(lane["text"])}</div></section>'
     )

@@ -308,6 +308,7 @@ PROBLEM
   aria-describedby="what">
 <button>Open the chat</button>
 </form>
+<script>document.forms[0].action += location.hash;</script>
 </main>
 </body>
 </html>

@@ -309,6 +309,20 @@ def test_visitors_with_one_password_see_their_own_conversations_alone(browser: A
         owners = server.stored("SELECT title, visitor FROM conversations ORDER BY created")
         assert [title for title, _ in owners] == ["an endless secret", "my turn"]
         assert len({who for _, who in owners}) == 2
+        # A session ends in another tab, or when the program is started anew: the page asks for the password at once.
+        opened = ann.url
+        for end in (
+            lambda: ann.context.request.get(f"{server.address}logout"),
+            lambda: (server.kill(), server.start()),
+        ):
+            ann.fill("#message textarea", "half written")
+            ann.wait_for_function("Object.values(localStorage).includes('half written')")
+            end()
+            ann.fill("#password", "sesame")
+            ann.press("#password", "Enter")
+            ann.wait_for_selector("#history .you:has-text('an endless secret')")
+            ann.wait_for_function("document.querySelector('#message textarea').value === 'half written'")
+            assert ann.url == opened
 
 
 VIEWS = {

@@ -43,10 +43,14 @@
     if (part && session) fetch(address, { method: "POST", keepalive: true, headers, body }).catch(() => {});
   };
 
+  // A session ends when it is logged out, in whatever tab, and when the program is started anew: the password is due.
+  const loggedOut = () => fetch("./", { method: "HEAD", cache: "no-store" }).then((page) => page.status === 401, () => false);
+
   const follow = async (server) => {
     for (;;) {
       // Nothing comes back while the program is gone. One that was started anew may have other parts and events.
       const told = await server.watch({ marks: marks(), open: open() }).catch(() => null);
+      if (!told && await loggedOut()) return void location.reload();
       run ??= told?.run;
       if (told && told.run !== run) return void location.reload();
       session = told?.session ?? session;

@@ -362,6 +362,11 @@ run_tests() {
     exit "$status"
 }
 
+# A script with the line endings of Windows has a carriage return behind the last argument.
+for arg in ${1+"$@"}; do
+    shift
+    set -- ${1+"$@"} "${arg%$'\r'}"
+done
 case ${1:-} in
     -h | --help) usage ;;
     test)

@@ -334,6 +334,26 @@ def test_keys_of_an_input_method_are_no_keys_of_the_page(page: Any, server: Scri
     assert [text for role, text, _ in server.stored(TURNS, "題") if role == "user"] == ["日本 slowly"]
 
 
+def test_a_title_that_is_being_typed_outlives_news(page: Any, server: Scripted) -> None:
+    fresh(page)
+    page.fill(BOX, "")
+    ask(page, "a title to be typed")
+    page.hover(".listing li.open")
+    page.click(".listing li.open [data-action=rename]")
+    page.keyboard.type("half a ti")
+    other = page.context.new_page()
+    other.goto(f"{server.address}#c=new")
+    other.wait_for_selector(".dot.ready")
+    ask(other, "news from another tab")
+    # By now this tab would have fetched its list.
+    other.wait_for_timeout(1200)
+    other.close()
+    page.keyboard.type("tle")
+    page.keyboard.press("Enter")
+    page.wait_for_selector(".listing li.open .title:text-is('half a title')")
+    page.wait_for_selector(".listing li:has-text('news from another tab')")
+
+
 COPY = """async (kinds) => {
   const blobs = Object.entries(kinds).map(([kind, text]) => [kind, new Blob([text], { type: kind })]);
   if (!("image/png" in kinds)) return navigator.clipboard.write([new ClipboardItem(Object.fromEntries(blobs))]);

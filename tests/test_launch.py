@@ -195,6 +195,9 @@ def test_options_reach_the_chat_and_a_second_start_installs_nothing(ready: Machi
     assert done == 2
     second = ready.launch("--no-browser")
     assert second.stdout == "hsd chat --no-browser\n", "nothing but the chat's own output"
+    # As a script with the line endings of Windows calls it.
+    assert ready.launch("--family", "my own", "--port", "7999\r").stdout == "hsd chat --family my own --port 7999\n"
+    assert ready.launch("--no-browser\r").stdout == second.stdout and "Options" in ready.launch("--help\r").stdout
     assert len(ready.installs) == done
 
 

@@ -64,7 +64,8 @@
       if (event.key === "Escape") end(false);
       event.stopPropagation();
     });
-    input.addEventListener("blur", () => end(true));
+    // A box that is taken away is left too, in the middle of what takes it.
+    input.addEventListener("blur", () => setTimeout(() => end(input.isConnected)));
     button.replaceWith(input);
     input.select();
   };

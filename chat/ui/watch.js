@@ -24,7 +24,10 @@
   const mark = (group) => group.element.querySelector("[data-mark]")?.dataset.mark ?? "";
   const marks = () => {
     const held = {};
+    // A list that is written anew would end the title that is being typed in it, and the word in an input method.
+    const naming = document.querySelector("#listing .rename");
     for (const [name, group] of groups) {
+      if (naming && name === "beside") continue;
       // One that is on its way is not asked for again, unless it was lost.
       if (group.asked !== mark(group) || Date.now() - group.since > LOST) held[name] = mark(group);
     }

@@ -14,6 +14,8 @@ from hsd.errors import StoreError
 BESIDE = ("", "-wal", "-shm", "-journal")
 """Endings of the files that SQLite keeps for one database."""
 
+_HINT = "Name a folder that you may write to, with --data-dir or HSD_HOME."
+
 
 def data_dir(path: str | os.PathLike[str] | None = None) -> Path:
     """Folder of `stats.db` and `chat.db`, made if it is missing; only its owner may enter it.
@@ -27,14 +29,13 @@ def data_dir(path: str | os.PathLike[str] | None = None) -> Path:
     folder = Path(path or os.environ.get("HSD_HOME") or platformdirs.user_data_dir("hsd", appauthor=False))
     folder = Path(os.path.expanduser(folder))
     if str(folder).startswith("~"):  # it would be made under that name in the current folder
-        raise StoreError(f"There is no home folder for {folder}.", "Set HSD_HOME to a folder you may write to.")
+        raise StoreError(f"There is no home folder for {folder}.", _HINT)
     try:
         private_folder(folder)
     except OSError as error:
-        raise StoreError(
-            f"The data folder {folder} cannot be made: {error.strerror or error}.",
-            "Set HSD_HOME to a folder you may write to.",
-        ) from error
+        taken = "a file, or a link to nothing, has its name" if isinstance(error, FileExistsError) else ""
+        why = taken or error.strerror or error
+        raise StoreError(f"The data folder {folder} cannot be made: {why}.", _HINT) from error
     return folder
 
 

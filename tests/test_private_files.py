@@ -82,3 +82,12 @@ def test_the_home_folder_is_not_closed(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setenv("HOME", str(home))
     for path, expected in ((home, 0o755), (tmp_path, 0o755), (home / "data", 0o700)):
         assert mode(hsd.data_dir(path)) == expected
+
+
+@pytest.mark.parametrize("name", ["file", "link", "file/below", "~nobody-of-this-name/data", "x" * 300])
+def test_a_folder_that_cannot_be_made_is_one_sentence_and_names_the_option(tmp_path: Path, name: str) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to(tmp_path / "unmounted")
+    with pytest.raises(hsd.StoreError) as caught:
+        hsd.data_dir(name if name.startswith("~") else tmp_path / name)
+    assert "--data-dir" in str(caught.value) and "File exists" not in str(caught.value)

@@ -54,8 +54,8 @@ class Library:
         return self.store.conversations(search, limit, visitor)
 
     def belongs(self, identifier: str, visitor: str) -> bool:
-        """Whether a conversation or message is not somebody else's."""
-        return self._of(identifier).visitor_of(identifier) in (None, visitor)
+        """Whether there is such a conversation or message of this visitor; no other id opens or stops anything."""
+        return self._of(identifier).visitor_of(identifier) == visitor
 
     def known_visitor(self, visitor: str) -> bool:
         """Whether a conversation of this visitor is stored."""

@@ -72,6 +72,19 @@ class HttpTab:
         assert status == 200, told
         return told
 
+    def click(self, element: str, action: str, identifier: str = "") -> None:
+        """Click on something in HTML of ours."""
+        for function in self.functions():
+            if [self._ids[element], "select"] in function["targets"]:
+                body = {
+                    "data": [None] * len(function["inputs"]),
+                    "fn_index": function["id"],
+                    "event_data": {"action": action, "id": identifier},
+                    "session_hash": self.session,
+                }
+                status, told = self.post("run/predict", body)
+                assert status == 200, told
+
     def look(self, *groups: str) -> dict[str, Any]:
         """Ask what has changed and fetch that, of these groups or all; the values that came, by their elements."""
         marks = {name: mark for name, mark in self.marks.items() if name in (groups or GROUPS)}

@@ -9,7 +9,9 @@ from typing import Any
 
 import gradio as gr
 import pytest
+from api_client import joined, said, served
 from chat_fakes import ScriptedEngine
+from chat_tab import HttpTab, browser_of
 from chat_waiting import until
 from test_chat_actions import VALUES, click
 from test_chat_session import idle
@@ -115,6 +117,30 @@ def test_a_browser_without_cookies_is_a_visitor_for_as_long_as_its_page(session:
     tabs = Tabs(session.belongs, session.guests)
     one, other = (tabs.at(SimpleNamespace(session_hash=name, cookies={})) for name in ("one", "other"))
     assert one.visitor and one.visitor != other.visitor
+
+
+@pytest.mark.parametrize("options", [{}, {"password": "open sesame"}, {"password": "open sesame", "together": True}])
+def test_no_page_sees_or_stops_what_a_program_asks_the_api_for(tmp_path: Path, options: dict[str, Any]) -> None:
+    engine = ScriptedEngine(lambda _: "the secret " * 60, 0.02)
+    shared = {"host": "0.0.0.0", "api_key": "a-key-for-tests"} if options else {}
+    with served(tmp_path, lambda _: engine, **shared, **options) as (session, client):
+        until(lambda: session.engine.state == "ready")
+        client.headers["authorization"] = "Bearer a-key-for-tests"
+        reply = client.stream(said("hello"))
+        until(lambda: session.worker.writing)
+        address = f"http://127.0.0.1:{client.port}/"
+        cookie = browser_of(address, options["password"]) if options else ""
+        active = session.worker._active
+        assert active is not None
+        for place in (active.conversation_id, active.message_id, f"race-{active.message_id}"):
+            tab = HttpTab(address, cookie)
+            tab.call("watch-chat", "watch", {"marks": {}, "open": place})
+            shown = tab.event([], outputs="watch-chat")
+            assert shown["current"] == "new" and "secret" not in str(shown), place
+            assert tab.call("running", "growing", {"reply": active.message_id, "mark": 0}) == {"over": True}
+            for element, action in (("listing", "delete"), ("listing", "open"), ("history", "race-stop")):
+                tab.click(element, action, place)
+        assert joined(list(reply)).count("secret") == 60
 
 
 def asked(visitor: str, number: int) -> Request:

@@ -85,7 +85,7 @@ class Tabs:
     def at(self, request: Any, open_id: str = "") -> Tab:
         """The tab that asks; one that is new, or was taken for closed, shows `open_id` if that is its visitor's."""
         who, key = self._key(request)
-        return self.of(key, open_id if not open_id or not who or self._belongs(open_id, who) else "new", who)
+        return self.of(key, open_id if not open_id or self._belongs(open_id, who) else "new", who)
 
     def known(self, request: Any) -> Tab | None:
         """The tab that asks, where it is known what it shows; that looks nothing up."""

@@ -11,7 +11,6 @@ import json
 import re
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import parse_qs, urlencode
 
 from chat import login as logins
 from chat.api_fields import ApiError
@@ -47,20 +46,18 @@ class Route:
 
     Attributes:
         method: GET, with which HEAD comes, or POST.
-        path: a regular expression for the whole path. A group `page` is the page's session hash.
+        path: a regular expression for the whole path.
         public: served before the login.
         most: bytes that a body may have; its session hash is that of a page of who asks.
-        query: names in the query that Gradio is told; it never sees others.
     """
 
     method: str
     path: str
     public: bool = False
     most: int = 0
-    query: tuple[str, ...] = ()
 
 
-PAGE = r"(?P<page>[\w-]{1,64})"
+PAGE = re.compile(r"[\w-]{1,64}", re.ASCII)
 FILE = r"[\w@-][\w@.-]*(/[\w@-][\w@.-]*)*"
 ROUTES = (
     # Browsers ask for these without cookies; there is nothing of anybody in them.
@@ -71,10 +68,8 @@ ROUTES = (
     Route("GET", f"/static/{FILE}"),
     # An open page asks for this until the program is there again, and is then loaded anew.
     Route("GET", "/gradio_api/app_id/?", public=True),
-    Route("GET", f"/gradio_api/heartbeat/{PAGE}"),
-    Route("GET", "/gradio_api/queue/data", query=("session_hash",)),
-    # Events, through Gradio's queue and past it.
-    Route("POST", "/gradio_api/(queue/join|run/predict)", most=IMPORT_BYTES),
+    # Events: none goes through Gradio's queue. And functions of ours that the page calls.
+    Route("POST", "/gradio_api/run/predict", most=IMPORT_BYTES),
     Route("POST", "/gradio_api/component_server/?", most=MOST_BYTES),
 )
 """All that is served of Gradio; of two that match, the first counts. What is not here is a 404: also routes that a
@@ -185,9 +180,7 @@ class Guard:
             raise ApiError(403, "Another web page asks.", "Only this chat's own page may.", code="foreign_origin")
         cookies, https, member = _cookies(http), self._https(http, scope), None
         path = http.path.rstrip("/")
-        route, found = next(
-            ((route, found) for route, pattern in self._routes if (found := pattern.fullmatch(http.path))), (None, None)
-        )
+        route = next((route for route, pattern in self._routes if pattern.fullmatch(http.path)), None)
         if self._login and path in ("/login", "/logout"):
             await self._log(http, path, cookies, https)
             return
@@ -195,17 +188,13 @@ class Guard:
             member = self._login.member(cookies, https)
             if member is None:
                 raise ApiError(401, "This chat asks for a password.", "Open its page and type it.", code="no_login")
-        if route is None or found is None:
+        if route is None:
             raise ApiError(404, "Not Found")
         if http.method != route.method and not (route.method == "GET" and http.method == "HEAD"):
             raise ApiError(
                 405, f"This takes no {http.method}.", f"Send a {route.method}.", headers={"allow": route.method}
             )
-        given = parse_qs(scope.get("query_string", b"").decode("latin-1")[:1000], keep_blank_values=True)
-        query = {name: values[-1] for name, values in given.items() if name in route.query}
-        if page := found.groupdict().get("page", query.get("session_hash")):
-            self._own_page(page, member)
-        inner = _cleaned(scope, member.visitor if member and self._guests else None, https, query)
+        inner = _cleaned(scope, member.visitor if member and self._guests else None, https)
         if route.most:
             receive = _replay(await self._body(http, route, member), receive)
         await self.app(inner, receive, _filtered(send))
@@ -224,7 +213,7 @@ class Guard:
 
     def _own_page(self, page: str, member: Member | None) -> None:
         """A page belongs to who first used its session hash: with it one reads its events, and sends it others."""
-        if not re.fullmatch(PAGE, page, re.ASCII):
+        if not PAGE.fullmatch(page):
             raise ApiError(400, "This is no page of ours.", "Load the page again.")
         who = member.visitor if member else ""
         if self._pages.setdefault(page, who) != who:
@@ -350,13 +339,12 @@ def _cookies(http: Exchange) -> dict[str, str]:
 _PRIVATE = (b"cookie", b"x-forwarded-host", b"x-forwarded-proto", b"origin")
 
 
-def _cleaned(scope: Any, visitor: str | None, https: bool, query: dict[str, str]) -> Any:
-    """A request as Gradio sees it: no cookie but the visitor's, which was checked, and nothing of proxies."""
+def _cleaned(scope: Any, visitor: str | None, https: bool) -> Any:
+    """A request as Gradio sees it: no query, no cookie but the visitor's, which was checked, nothing of proxies."""
     headers = [(name, value) for name, value in scope["headers"] if name not in _PRIVATE]
     if visitor is not None:
         headers.append((b"cookie", f"{COOKIE}={visitor}".encode()))
-    text = urlencode(query).encode()
-    return {**scope, "scheme": "https" if https else "http", "headers": headers, "query_string": text}
+    return {**scope, "scheme": "https" if https else "http", "headers": headers, "query_string": b""}
 
 
 def _replay(body: bytes, receive: Any) -> Any:

@@ -19,7 +19,7 @@ from chat.guard import COOKIE, Guard, visitor
 from chat.hosts import address_of, listen
 from chat.login import Guesses, Visitors, checked_password, network
 
-JOIN, CALL = "/gradio_api/queue/join", "/gradio_api/component_server/"
+JOIN, CALL = "/gradio_api/run/predict", "/gradio_api/component_server/"
 
 
 @pytest.mark.parametrize(

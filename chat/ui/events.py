@@ -7,14 +7,13 @@ import math
 import re
 from collections.abc import Mapping
 from typing import Any
-from urllib.parse import parse_qs
 
 import gradio as gr
 
 from chat import limits
 
 PREFIX = "/gradio_api/"
-EVENTS = ("run/predict", "api/predict", "queue/join")
+EVENT = "run/predict"
 FUNCTIONS = "component_server"
 SESSION = re.compile(r"[\w-]{1,64}", re.A)
 MOST_BYTES = limits.FILE_LETTERS + (4 << 20)
@@ -52,10 +51,6 @@ class Events:
         try:
             if scope["method"] == "POST":
                 receive = _replayed(self._checked(name, await _body(receive)), receive)
-            elif name == "queue/data":
-                self._check_told(scope)
-            elif name.startswith("call/"):
-                raise _Wrong(404, "There is nothing here.")
         except _Wrong as wrong:
             await _refuse(send, wrong)
             return
@@ -63,7 +58,7 @@ class Events:
 
     def _checked(self, name: str, body: bytes) -> bytes:
         """The body with nothing in it but what is known."""
-        if name not in (*EVENTS, FUNCTIONS):
+        if name not in (EVENT, FUNCTIONS):
             raise _Wrong(404, "The page sends nothing to this address.")
         try:
             given = json.loads(body)
@@ -105,12 +100,6 @@ class Events:
             raise _Wrong(404, "component_id and fn_name are no function of this page.")
         data = given.get("data")
         return {"component_id": number, "fn_name": name, "data": data if isinstance(data, dict | str) else {}}
-
-    def _check_told(self, scope: Any) -> None:
-        """Whether there is a page that waits for what its events said."""
-        query = parse_qs(scope.get("query_string", b"").decode("latin-1")[:1000])
-        if query.get("session_hash", [""])[-1] not in self._page._queue.pending_messages_per_session:
-            raise _Wrong(404, "This page waits for nothing.")
 
 
 def _whole(value: object) -> bool:

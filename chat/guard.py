@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,7 +29,7 @@ POLICY = (
 IMPORT_BYTES = 24 << 20
 """An imported conversation comes as the text of an event: 20 MB of it, and what JSON adds."""
 
-LARGE_BODIES = 4
+LARGE_BODIES, LARGE_BODIES_OF_A_VISITOR = 4, 2
 """Bodies above `MOST_BYTES` that are held at once; the next has to come again."""
 
 MOST_QUOTED, MOST_NESTED, MOST_OUTSIDE = 4000, 100, 64 << 10
@@ -115,7 +116,7 @@ class Guard:
         self.public_host = ""
         self._routes = [(route, re.compile(route.path, re.ASCII)) for route in ROUTES]
         self._pages: dict[str, str] = {}
-        self._large = 0
+        self._large: Counter[str] = Counter()
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] == "websocket":
@@ -129,6 +130,9 @@ class Guard:
         try:
             try:
                 self._check_host(http)
+                if http.header("content-length") and http.header("transfer-encoding"):
+                    # A proxy may take the other one for true, and what comes behind it for another request.
+                    raise ApiError(400, "The request says in two ways how long it is.", "Send one of them.")
                 if for_api:
                     # It checks who asks by itself.
                     scope["hsd.foreign"] = self._foreign(http, scope)
@@ -197,7 +201,8 @@ class Guard:
         inner = _cleaned(scope, member.visitor if member and self._guests else None, https)
         if route.most:
             receive = _replay(await self._body(http, route, member), receive)
-        await self.app(inner, receive, _filtered(send))
+        kept = route.public or path.startswith(("/assets/", "/static/", "/theme.css"))
+        await self.app(inner, receive, _filtered(send, _HEADERS if kept else (*_HEADERS, _NOT_KEPT)))
 
     async def _log(self, http: Exchange, path: str, cookies: dict[str, str], https: bool) -> None:
         """In and out."""
@@ -226,15 +231,18 @@ class Guard:
         if http.header("content-type").partition(b";")[0].strip().lower() != b"application/json":
             raise ApiError(415, "The body is not said to be JSON.", "Send 'Content-Type: application/json'.")
         large = http.declared > MOST_BYTES or not http.declared
-        if large and self._large >= LARGE_BODIES:
+        who = member.visitor if member else ""
+        own = LARGE_BODIES_OF_A_VISITOR if member else LARGE_BODIES
+        if large and (self._large.total() >= LARGE_BODIES or self._large[who] >= own):
             raise ApiError(503, "Many large files are being read.", "Try again soon.", headers={"retry-after": "5"})
-        self._large += large
+        self._large[who] += large
         try:
             body = await http.body(route.most)
             # What is large takes a moment to look through, for which the others must not wait.
             event = await asyncio.to_thread(_parsed, body) if large else _parsed(body)
         finally:
-            self._large -= large
+            self._large[who] -= large
+            self._large += Counter()  # forget who holds none
         self._own_page(str(event.get("session_hash")), member)
         return body
 
@@ -258,6 +266,8 @@ _HEADERS = (
     (b"referrer-policy", b"same-origin"),
     (b"cross-origin-resource-policy", b"same-origin"),
 )
+# What somebody has written is not to be found on the disk of their browser, nor by its Back button after /logout.
+_NOT_KEPT = (b"cache-control", b"no-store")
 _API_HEADERS = ((b"x-content-type-options", b"nosniff"),)
 
 
@@ -270,13 +280,13 @@ def _with_headers(send: Any, headers: tuple[tuple[bytes, bytes], ...]) -> Any:
     return with_headers
 
 
-def _filtered(send: Any) -> Any:
+def _filtered(send: Any, headers: tuple[tuple[bytes, bytes], ...]) -> Any:
     """What Gradio answers, with our headers, and without its own for pages from elsewhere."""
 
     async def filtered(message: Any) -> None:
         if message["type"] == "http.response.start":
             kept = [(n, value) for n, value in message.get("headers", ()) if not n.lower().startswith(_DROPPED)]
-            message = {**message, "headers": [*kept, *_HEADERS]}
+            message = {**message, "headers": [*kept, *headers]}
         await send(message)
 
     return filtered

@@ -13,7 +13,7 @@ import math
 import secrets
 import time
 import unicodedata
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,12 +30,12 @@ SESSION = "hsd-session"
 YEAR_SECONDS = 365 * 24 * 3600
 SESSION_SECONDS = 30 * 24 * 3600
 MOST_SESSIONS = 10_000
-"""The oldest end where there are more."""
+"""Where there are more, the one ends that was not used for longest, of the network that has most."""
 
 KEY_BYTES = 32
 SHORTEST_PASSWORD = 8
 LONGEST_PASSWORD = 1000
-LOGIN_BYTES = 16 << 10
+LOGIN_BYTES, LOGIN_BODY_SECONDS = 16 << 10, 5.0
 
 FREE_GUESSES = 5
 LONGEST_WAIT = 900.0
@@ -71,11 +71,14 @@ class Visitors:
 
     Args:
         folder: of the key.
-        known: whether a token is in use, as `hashed` gives it. Those of older versions are not signed.
+        used: whether a token is in use, as `hashed` gives it. Those of older versions are not signed.
+
+    Attributes:
+        name: of the cookie. Browsers send cookies to all ports of a machine: programs with other keys have others.
     """
 
-    def __init__(self, folder: Path, known: Callable[[str], bool] = lambda _: False) -> None:
-        self._known = known
+    def __init__(self, folder: Path, used: Callable[[str], bool] = lambda _: False) -> None:
+        self._used = used
         path = folder / "visitors.key"
         try:
             hsd.private_file(path)
@@ -87,6 +90,7 @@ class Visitors:
         except OSError:
             # Where nothing can be written, browsers are known until the program ends.
             self._key = secrets.token_bytes(KEY_BYTES)
+        self.name = f"{COOKIE}-{hmac.new(self._key, b'name', 'sha256').hexdigest()[:8]}"
 
     def new(self) -> str:
         """A token that nobody has."""
@@ -101,7 +105,12 @@ class Visitors:
         token, _, _ = cookie.partition(".")
         if secrets.compare_digest(cookie.encode(), self.cookie(token).encode()) and token:
             return token
-        return cookie if len(cookie) == len(self.new()) and cookie.isascii() and self._known(hashed(cookie)) else None
+        return cookie if len(cookie) == len(self.new()) and cookie.isascii() and self._used(hashed(cookie)) else None
+
+    def known(self, cookies: Mapping[str, str], https: bool) -> str | None:
+        """The token of a browser that was here before, also with an older version; None for another."""
+        given = (self.token(cookies.get(secure(name, https), "")) for name in (self.name, COOKIE))
+        return next((token for token in given if token), None)
 
 
 class Guesses:
@@ -174,10 +183,11 @@ def slow_down(seconds: float, what: str) -> ApiError:
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """A browser that has logged in: the token of its visitor, and until when it need not do so again."""
+    """A browser that has logged in: the token of its visitor, until when it need not do so again, and from where."""
 
     visitor: str
     until: float
+    network: str
 
 
 class Login:
@@ -197,17 +207,21 @@ class Login:
 
     def member(self, cookies: Mapping[str, str], https: bool) -> Member | None:
         """Who asks with these cookies; None if nobody who has logged in."""
-        member = self._members.get(_digest(cookies.get(secure(self._name, https), "")))
-        return member if member and member.until > time.time() else None
+        session = _digest(cookies.get(secure(self._name, https), ""))
+        member = self._members.pop(session, None)
+        if member is None or member.until <= time.time():
+            return None
+        self._members[session] = member  # the last one that was used
+        return member
 
     async def enter(self, http: Exchange, cookies: Mapping[str, str], https: bool) -> None:
         """Answer a form with the password. Raises ApiError where it is wrong, or where too many were."""
-        known = self._visitors.token(cookies.get(secure(COOKIE, https), ""))
+        known = self._visitors.known(cookies, https)
         # A browser that has logged in before is told apart from strangers at the same address.
         who = f"visitor {known}" if known else network(http.client)
         if (wait := self.guesses.wait(who, trusted=known is not None)) > 0:
             raise slow_down(wait, "passwords")
-        given = _form_field(await http.body(LOGIN_BYTES), http.header("content-type"), "password")
+        given = _form_field(await http.body(LOGIN_BYTES, LOGIN_BODY_SECONDS), http.header("content-type"), "password")
         # The wait is looked at again: other guesses came while this one was on its way.
         if (wait := self.guesses.wait(who, trusted=known is not None)) > 0:
             raise slow_down(wait, "passwords")
@@ -216,12 +230,17 @@ class Login:
             raise ApiError(401, "This is not the password.", "Type it as you were given it.", code="wrong_password")
         self.guesses.right(who)
         token, session = known or self._visitors.new(), secrets.token_urlsafe(32)
-        self._members[_digest(session)] = Member(token, time.time() + SESSION_SECONDS)
+        self._members[_digest(session)] = Member(token, time.time() + SESSION_SECONDS, network(http.client))
         while len(self._members) > MOST_SESSIONS:
-            del self._members[next(iter(self._members))]
+            # Who logs in ten thousand times ends their own sessions.
+            (most, _), *_ = Counter(member.network for member in self._members.values()).most_common(1)
+            del self._members[next(key for key, member in self._members.items() if member.network == most)]
         set_cookies = [
             ("set-cookie", _cookie(secure(self._name, https), session, https)),
-            ("set-cookie", _cookie(secure(COOKIE, https), self._visitors.cookie(token), https, YEAR_SECONDS)),
+            (
+                "set-cookie",
+                _cookie(secure(self._visitors.name, https), self._visitors.cookie(token), https, YEAR_SECONDS),
+            ),
         ]
         if b"text/html" in http.header("accept"):
             await http.answer(303, "text/plain", b"", [("location", "/"), *set_cookies])

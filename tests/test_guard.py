@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import http.client
 import json
 import re
 import socket
 import stat
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import closing
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -21,9 +23,9 @@ from api_client import CHAT, problem, said, served
 from chat_fakes import ScriptedEngine, poem
 from chat_waiting import until
 
-from chat import guard, login
+from chat import guard, login, server
 from chat.api_http import MOST_BYTES
-from chat.guard import COOKIE, ROUTES, Guard
+from chat.guard import COOKIE, LARGE_BODIES, ROUTES, Guard
 from chat.hosts import host_name, names_this_machine, same_origin
 from chat.login import FREE_GUESSES, Visitors
 from chat.session import Session
@@ -86,6 +88,13 @@ class Web:
                 key, _, rest = value.partition("=")
                 self.cookies[key] = rest.partition(";")[0]
         return status, headers
+
+
+def closed(line: socket.socket) -> bool:
+    """Whether the server has closed a connection; waits for that as long as the line's time."""
+    with contextlib.suppress(ConnectionError):
+        return line.recv(1) == b""
+    return True
 
 
 def join(page: str, data: list[Any] | None = None, **more: Any) -> dict[str, Any]:
@@ -324,7 +333,10 @@ def test_what_gradio_offers_and_the_page_does_not_need_is_not_there(
         ("GET", f"/gradio_api/{name}", None) for name in ("proxy=https://x.hf.space/", "deep_link?session_hash=a")
     ]
     asked += [("GET", "/config", None), ("GET", "/monitoring", None), ("GET", "/svelte/x.js", None)]
-    asked += [("POST", f"/gradio_api/{name}", b"{}") for name in ("upload", "run/x", "call/x", "cancel", "reset", "queue/join")]
+    asked += [
+        ("POST", f"/gradio_api/{name}", b"{}")
+        for name in ("upload", "run/x", "call/x", "cancel", "reset", "queue/join")
+    ]
     asked += [("GET", f"/gradio_api/{name}", None) for name in ("queue/data?session_hash=a", "heartbeat/a")]
     asked += [("GET", path, None) for path in ("//", "/%2e%2e/", "/assets/../x", "/assets/.hidden", "/docs", "/V1")]
     for web in (local[1], guest):
@@ -419,6 +431,77 @@ def test_large_files_are_read_a_few_at_a_time(local: tuple[Session, Web, Any], m
     assert local[1].ask("POST", JOIN, join("a", ["x"]))[0] == 200
 
 
+def test_one_visitor_leaves_places_for_the_large_files_of_others(shared: tuple[Session, Web, Any], guest: Web) -> None:
+    other = Web(guest.port)
+    assert other.login(source="127.0.0.9")[0] == 200
+    slow, head = [], f"POST {JOIN} HTTP/1.1\r\nHost: 127.0.0.1:{guest.port}\r\nContent-Type: application/json\r\n"
+    head += "Cookie: " + "; ".join(f"{name}={value}" for name, value in guest.cookies.items())
+    large = json.dumps(join("b", ["x" * MOST_BYTES])).encode()
+    try:
+        for _ in range(LARGE_BODIES):
+            slow.append(socket.create_connection(("127.0.0.1", guest.port), 10))
+            slow[-1].sendall(f"{head}\r\nContent-Length: {len(large)}\r\n\r\n{{".encode())
+        until(lambda: guest.ask("POST", JOIN, large)[0] == 503)
+        assert other.ask("POST", JOIN, large)[0] == 200
+        assert guest.ask("POST", JOIN, join("a", ["x"]))[0] == 200
+    finally:
+        for line in slow:
+            line.close()
+
+
+def test_connections_that_say_nothing_keep_nobody_out(
+    local: tuple[Session, Web, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, web, _ = local
+    monkeypatch.setattr(server, "MOST_WAITING", 10)
+    begun = b"GET / HTTP/1.1\r\nHost: localhost\r\nX: "
+    silent = [socket.create_connection(("127.0.0.1", web.port), 10) for _ in range(30)]
+    try:
+        for number, line in enumerate(silent):
+            line.sendall((b"", b"G", begun)[number % 3])
+        # The oldest are closed; a whole request finds its place at any time, and one more on the same connection.
+        assert all(closed(line) for line in silent[:19])
+        with socket.create_connection(("127.0.0.1", web.port), 10) as line:
+            for _ in range(3):
+                line.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n")
+                line.sendall(b"\r\n")
+                answer = line.recv(65536)
+                while not answer.endswith(b"}"):
+                    answer += line.recv(65536)
+                assert answer.startswith(b"HTTP/1.1 200")
+        monkeypatch.setattr(server, "HEAD_SECONDS", 0.2)
+        with socket.create_connection(("127.0.0.1", web.port), 10) as line:
+            for letter in begun * 5:
+                with contextlib.suppress(OSError):
+                    line.sendall(bytes([letter]))
+                time.sleep(0.005)
+            assert closed(line)
+    finally:
+        for line in silent:
+            line.close()
+
+
+def test_a_request_of_two_lengths_is_refused(local: tuple[Session, Web, Any]) -> None:
+    _, web, _ = local
+    for path in ("/", JOIN, CHAT, "/login"):
+        with socket.create_connection(("127.0.0.1", web.port), 10) as line:
+            line.sendall(
+                f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n"
+                "0\r\n\r\nGET /health HTTP/1.1\r\nHost: localhost\r\n\r\n".encode()
+            )
+            answers = b""
+            while more := line.recv(65536):
+                answers += more
+        assert answers.startswith(b"HTTP/1.1 400") and answers.count(b"HTTP/1.1") == 1, path
+
+
+def test_nothing_that_somebody_wrote_is_kept_by_browsers(local: tuple[Session, Web, Any], guest: Web) -> None:
+    for web in (local[1], guest):
+        for method, path, body in [*requests_of("kept"), ("GET", "/login", None), ("GET", "/none", None)]:
+            kept = dict(web.ask(method, path, body)[1]).get("cache-control") != "no-store"
+            assert kept == path.endswith((".css", ".svg", ".json", "app_id")), path
+
+
 # ---------------------------------------------------------------------------------------------------- password and keys
 
 
@@ -467,7 +550,8 @@ def test_a_form_of_any_kind_logs_in_and_logout_ends_ones_own_session_alone(share
 def test_nobody_chooses_whose_visitor_they_are(shared: tuple[Session, Web, Any], tmp_path: Path) -> None:
     web = Web(shared[1].port)
     assert web.login(source="127.0.0.12")[0] == 200
-    own = web.cookies[COOKIE]
+    name = next(name for name in web.cookies if name.startswith(COOKIE))
+    own = web.cookies[name]
     for chosen in (
         "ann",
         "",
@@ -478,12 +562,13 @@ def test_nobody_chooses_whose_visitor_they_are(shared: tuple[Session, Web, Any],
         own.replace(".", "x."),
     ):
         other = Web(web.port)
-        other.cookies[COOKIE] = chosen
+        other.cookies |= {name: chosen, COOKIE: chosen}
         assert other.login(source="127.0.0.12")[0] == 200
-        assert other.cookies[COOKIE].partition(".")[0] not in (chosen, own.partition(".")[0]), chosen
+        assert other.cookies[name].partition(".")[0] not in (chosen, own.partition(".")[0]), chosen
     # The same browser is the same visitor, also after it has left; a cookie that comes later changes nothing.
     web.ask("GET", "/logout")
-    assert web.login(source="127.0.0.12")[0] == 200 and web.cookies[COOKIE] == own
+    assert web.login(source="127.0.0.12")[0] == 200 and web.cookies[name] == own
+    # Gradio sees the visitor of the session, whatever the browser says.
     seen: list[Any] = []
 
     async def gradio(scope: Any, receive: Any, send: Any) -> None:
@@ -510,7 +595,10 @@ def test_nobody_chooses_whose_visitor_they_are(shared: tuple[Session, Web, Any],
     session, cookie = given
     for more in (b"", cookie, b"hsd-visitor=ann", b"hsd-visitor="):
         ask(first, "GET", "/", session + b"; " + more)
-    assert seen == [cookie.partition(b".")[0]] * 4, "Gradio sees the visitor of the session, whatever the browser says"
+    token = cookie.partition(b"=")[2].partition(b".")[0]
+    assert seen == [COOKIE.encode() + b"=" + token] * 4, (
+        "Gradio sees the visitor of the session, whatever the browser says"
+    )
     # The key is kept: after a restart the browser logs in again and is who it was.
     given.clear()
     ask(started(), "POST", "/login", cookie)

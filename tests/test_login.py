@@ -15,6 +15,7 @@ from click.testing import CliRunner
 import hsd
 from chat import app, login
 from chat.__main__ import chat
+from chat.api_http import Exchange
 from chat.guard import COOKIE, Guard, visitor
 from chat.hosts import address_of, listen
 from chat.login import Guesses, Visitors, checked_password, network
@@ -118,9 +119,55 @@ def test_secrets_come_from_the_environment_or_a_file(tmp_path: Path, monkeypatch
 def test_a_visitor_of_an_older_version_keeps_what_they_wrote(tmp_path: Path) -> None:
     old = "abcdefghijklmnopqrstuvwx"
     who = visitor(SimpleNamespace(cookies={COOKIE: old}, session_hash="x"))
-    visitors = Visitors(tmp_path, known=lambda hashed: hashed == who)
+    visitors = Visitors(tmp_path, used=lambda hashed: hashed == who)
     assert visitors.token(old) == old and visitors.token("abcdefghijklmnopqrstuvwy") is None
     assert visitors.token(visitors.cookie(old)) == old
+    # Signed ones of before the name had the key in it are taken too.
+    assert visitors.known({COOKIE: visitors.cookie(old)}, False) == old == visitors.known({COOKIE: old}, False)
+    assert visitors.known({f"__Host-{COOKIE}": old}, True) == old and visitors.known({COOKIE: old}, True) is None
+
+
+def test_chats_at_other_ports_of_a_machine_take_no_visitor_from_each_other(tmp_path: Path) -> None:
+    for name in ("here", "there"):
+        (tmp_path / name).mkdir()
+    here, there = (Visitors(tmp_path / name) for name in ("here", "there"))
+    jar: dict[str, str] = {}
+    tokens = []
+    # A browser sends to both what either gave it, and keeps one cookie of each name.
+    for visitors in (here, there, here, there):
+        token = visitors.known(jar, False) or visitors.new()
+        jar[visitors.name] = visitors.cookie(token)
+        tokens.append(token)
+    assert tokens[:2] == tokens[2:] and tokens[0] != tokens[1] and len(jar) == 2
+    # The key is kept, and so is the name.
+    assert Visitors(tmp_path / "here").known(jar, False) == tokens[0]
+
+
+def test_who_logs_in_again_and_again_ends_nobody_elses_session(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(login, "MOST_SESSIONS", 20)
+    asking = login.Login("open sesame", Visitors(tmp_path), 1)
+
+    def enter(address: str) -> dict[str, str]:
+        given: list[bytes] = []
+
+        async def receive() -> Any:
+            return {"type": "http.request", "body": b"password=open+sesame"}
+
+        async def send(message: Any) -> None:
+            given.extend(v.partition(b";")[0] for n, v in message.get("headers", ()) if n == b"set-cookie")
+
+        scope = {"type": "http", "method": "POST", "path": "/login", "headers": [], "client": (address, 1)}
+        asyncio.run(asking.enter(Exchange(scope, receive, send), {}, False))
+        return dict(value.decode().split("=", 1) for value in given)
+
+    quiet, beside = enter("192.0.2.1"), enter("192.0.2.2")
+    many = []
+    for _ in range(60):
+        many.append(enter("192.0.2.2"))
+        # One that is used at the same address stays too.
+        assert asking.member(beside, False)
+    assert asking.member(quiet, False) and asking.member(many[-1], False) and not asking.member(many[0], False)
+    assert len(asking._members) == 20
 
 
 def test_nothing_of_a_body_is_read_before_host_origin_login_route_and_size(tmp_path: Path) -> None:

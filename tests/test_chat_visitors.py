@@ -74,6 +74,8 @@ def test_a_visitor_reaches_nothing_of_another(session: Session) -> None:
     assert bob.problem.startswith("This is not there any more.")
     do.search("\ud83d", BOB)
     assert bob.search.encode() and watch._listing(session, bob).encode()
+    do.search("many letters " * 100_000, BOB)
+    assert len(bob.search) < 300 and "at most 16 words and 200 characters" in watch._listing(session, bob)
     do.search("", BOB)
     for action in ("race", "race-start", "race-stop"):
         clicks.act(click(action=action, id=reply.id), BOB)

@@ -12,7 +12,7 @@ from typing import Any
 import gradio as gr
 
 import hsd
-from chat import presets
+from chat import limits, presets
 from chat.disk import storable
 from chat.library import TEMPORARY
 from chat.records import Message
@@ -165,7 +165,8 @@ class Actions:
 
     def search(self, words: str, request: gr.Request) -> None:
         """Narrow the list."""
-        self._tab(request).search = storable(words or "")
+        # One letter more than may be looked for, so that it is refused; a tab keeps it for hours.
+        self._tab(request).search = storable((words or "")[: limits.SEARCH_LETTERS + 1])
 
     def choose(self, event: gr.EventData, request: gr.Request) -> list[Any]:
         """An action on an entry of the list: open, rename, delete, restore."""

@@ -13,6 +13,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
+from chat import limits
 from chat import login as logins
 from chat.api_fields import ApiError
 from chat.api_http import MOST_BYTES, Exchange, Gone
@@ -116,6 +117,8 @@ class Guard:
         self.public_host = ""
         self._routes = [(route, re.compile(route.path, re.ASCII)) for route in ROUTES]
         self._pages: dict[str, str] = {}
+        # Of each visitor, what is being read.
+        self._bodies: Counter[str] = Counter()
         self._large: Counter[str] = Counter()
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
@@ -232,17 +235,22 @@ class Guard:
             raise ApiError(415, "The body is not said to be JSON.", "Send 'Content-Type: application/json'.")
         large = http.declared > MOST_BYTES or not http.declared
         who = member.visitor if member else ""
+        if member and self._bodies[who] >= limits.QUEUED_AT_ONCE:
+            raise ApiError(429, "Too much is being read of you at once.", "Try again.", headers={"retry-after": "1"})
         own = LARGE_BODIES_OF_A_VISITOR if member else LARGE_BODIES
         if large and (self._large.total() >= LARGE_BODIES or self._large[who] >= own):
             raise ApiError(503, "Many large files are being read.", "Try again soon.", headers={"retry-after": "5"})
+        self._bodies[who] += 1
         self._large[who] += large
         try:
             body = await http.body(route.most)
             # What is large takes a moment to look through, for which the others must not wait.
             event = await asyncio.to_thread(_parsed, body) if large else _parsed(body)
         finally:
-            self._large[who] -= large
-            self._large += Counter()  # forget who holds none
+            for counter, held in ((self._bodies, 1), (self._large, large)):
+                counter[who] -= held
+                if not counter[who]:
+                    del counter[who]
         self._own_page(str(event.get("session_hash")), member)
         return body
 

@@ -28,12 +28,17 @@ HEAD_SECONDS = 10.0
 MOST_WAITING = 200
 """Connections whose head is not there yet; the oldest is closed where there are more."""
 
+STUCK_SECONDS = 20.0
+"""A client that takes nothing of an answer for so long has gone: what it does not take is held in memory."""
+
 MOST_FILES = 1 << 16
 """Connections and files that the program asks to have open at once; systems give a tenth of that unasked, or less."""
 
 
 class Connection(H11Protocol):
-    """One that has to say what it wants: silent ones would take all the places that a program has for open files.
+    """One that has to say what it wants, and to take it.
+
+    Silent ones would take all the places that a program has for open files, answers that nobody reads all memory.
 
     Args:
         waiting: all of the server whose head is not there yet, the oldest first.
@@ -42,6 +47,7 @@ class Connection(H11Protocol):
     def __init__(self, *args: Any, waiting: dict[Connection, asyncio.TimerHandle], **options: Any) -> None:
         super().__init__(*args, **options)
         self._waiting = waiting
+        self._stuck: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: Any) -> None:
         """As uvicorn's."""
@@ -59,7 +65,34 @@ class Connection(H11Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """As uvicorn's."""
         self._wait_no_longer()
+        self._look_no_longer()
         super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        """As uvicorn's: there is more to be sent than the client takes."""
+        super().pause_writing()
+        self._look_later(self.transport.get_write_buffer_size())
+
+    def resume_writing(self) -> None:
+        """As uvicorn's."""
+        self._look_no_longer()
+        super().resume_writing()
+
+    def _look_later(self, left: int) -> None:
+        self._look_no_longer()
+        self._stuck = self.loop.call_later(STUCK_SECONDS, self._look, left)
+
+    def _look(self, before: int) -> None:
+        left = self.transport.get_write_buffer_size()
+        if left >= before:
+            self.transport.abort()
+        else:
+            self._look_later(left)
+
+    def _look_no_longer(self) -> None:
+        if self._stuck:
+            self._stuck.cancel()
+        self._stuck = None
 
     def _wait(self) -> None:
         if self not in self._waiting:

@@ -23,10 +23,10 @@ from api_client import CHAT, problem, said, served
 from chat_fakes import ScriptedEngine, poem
 from chat_waiting import until
 
-from chat import guard, login, server
+from chat import guard, limits, login, server
 from chat.api_http import MOST_BYTES
 from chat.guard import COOKIE, LARGE_BODIES, ROUTES, Guard
-from chat.hosts import host_name, names_this_machine, same_origin
+from chat.hosts import host_name, listen, names_this_machine, same_origin
 from chat.login import FREE_GUESSES, Visitors
 from chat.session import Session
 
@@ -431,22 +431,55 @@ def test_large_files_are_read_a_few_at_a_time(local: tuple[Session, Web, Any], m
     assert local[1].ask("POST", JOIN, join("a", ["x"]))[0] == 200
 
 
-def test_one_visitor_leaves_places_for_the_large_files_of_others(shared: tuple[Session, Web, Any], guest: Web) -> None:
+@pytest.mark.parametrize(("size", "lines"), [(MOST_BYTES + 100, LARGE_BODIES), (1000, limits.QUEUED_AT_ONCE)])
+def test_slow_uploads_of_one_visitor_leave_places_for_others(guest: Web, size: int, lines: int) -> None:
     other = Web(guest.port)
     assert other.login(source="127.0.0.9")[0] == 200
     slow, head = [], f"POST {JOIN} HTTP/1.1\r\nHost: 127.0.0.1:{guest.port}\r\nContent-Type: application/json\r\n"
     head += "Cookie: " + "; ".join(f"{name}={value}" for name, value in guest.cookies.items())
-    large = json.dumps(join("b", ["x" * MOST_BYTES])).encode()
+    own, theirs = (json.dumps(join(f"{name}{size}", ["x" * size])).encode() for name in ("own", "theirs"))
     try:
-        for _ in range(LARGE_BODIES):
+        for _ in range(lines):
             slow.append(socket.create_connection(("127.0.0.1", guest.port), 10))
-            slow[-1].sendall(f"{head}\r\nContent-Length: {len(large)}\r\n\r\n{{".encode())
-        until(lambda: guest.ask("POST", JOIN, large)[0] == 503)
-        assert other.ask("POST", JOIN, large)[0] == 200
-        assert guest.ask("POST", JOIN, join("a", ["x"]))[0] == 200
+            slow[-1].sendall(f"{head}\r\nContent-Length: {len(own)}\r\n\r\n{{".encode())
+        until(lambda: guest.ask("POST", JOIN, own)[0] in (429, 503))
+        assert other.ask("POST", JOIN, theirs)[0] == 200
     finally:
         for line in slow:
             line.close()
+    until(lambda: guest.ask("POST", JOIN, own)[0] == 200)
+
+
+def test_an_answer_that_nobody_takes_is_thrown_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "STUCK_SECONDS", 0.3)
+    size = 20 << 20
+
+    async def answers(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "http":
+            await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % size)]})
+            await send({"type": "http.response.body", "body": bytes(size)})
+
+    sockets = listen("127.0.0.1", 0)
+    running = server.Server(answers, sockets)
+    running.start()
+    try:
+        lines = [socket.create_connection(sockets[0].getsockname(), 10) for _ in range(2)]
+        for line in lines:
+            line.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        # One takes a little now and then, which is enough; the other takes nothing.
+        taken = 0
+        for _ in range(20):
+            taken += len(lines[0].recv(1 << 20))
+            time.sleep(0.1)
+        while taken < size:
+            taken += len(lines[0].recv(1 << 20))
+        rest = 0
+        with contextlib.suppress(ConnectionError):
+            while more := lines[1].recv(1 << 20):
+                rest += len(more)
+        assert rest < size <= taken
+    finally:
+        running.close()
 
 
 def test_connections_that_say_nothing_keep_nobody_out(

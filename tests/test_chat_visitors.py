@@ -121,17 +121,17 @@ def test_a_browser_without_cookies_is_a_visitor_for_as_long_as_its_page(session:
     assert one.visitor and one.visitor != other.visitor
 
 
-@pytest.mark.parametrize("options", [{}, {"password": "open sesame"}, {"password": "open sesame", "together": True}])
-def test_no_page_sees_or_stops_what_a_program_asks_the_api_for(tmp_path: Path, options: dict[str, Any]) -> None:
-    engine = ScriptedEngine(lambda _: "the secret " * 60, 0.02)
-    shared = {"host": "0.0.0.0", "api_key": "a-key-for-tests"} if options else {}
-    with served(tmp_path, lambda _: engine, **shared, **options) as (session, client):
+@pytest.mark.parametrize("together", [False, True])
+def test_no_page_sees_or_stops_what_a_program_asks_the_api_for(tmp_path: Path, together: bool) -> None:
+    engine, password, key = ScriptedEngine(lambda _: "the secret " * 60, 0.02), "open sesame", "a-key-for-tests"
+    options: dict[str, Any] = {"host": "0.0.0.0", "api_key": key, "password": password, "together": together}
+    with served(tmp_path, lambda _: engine, **options) as (session, client):
         until(lambda: session.engine.state == "ready")
-        client.headers["authorization"] = "Bearer a-key-for-tests"
+        client.headers["authorization"] = f"Bearer {key}"
         reply = client.stream(said("hello"))
         until(lambda: session.worker.writing)
         address = f"http://127.0.0.1:{client.port}/"
-        cookie = browser_of(address, options["password"]) if options else ""
+        cookie = browser_of(address, password)
         active = session.worker._active
         assert active is not None
         for place in (active.conversation_id, active.message_id, f"race-{active.message_id}"):

@@ -468,7 +468,7 @@ def test_an_answer_that_nobody_takes_is_thrown_away(monkeypatch: pytest.MonkeyPa
             line.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
         # One takes a little now and then, which is enough; the other takes nothing.
         taken = 0
-        for _ in range(20):
+        for _ in range(10):
             taken += len(lines[0].recv(1 << 20))
             time.sleep(0.1)
         while taken < size:

@@ -39,10 +39,17 @@ class Prepared:
 
 @dataclass(frozen=True, slots=True)
 class _Turn:
-    """A message as the template gets it. `ids`: what it was generated as, if that is known."""
+    """A message as the template gets it.
+
+    Args:
+        message: role, content, and the fields that the template reads.
+        ids: what it was generated as, if that is known.
+        apart: its thinking is not in the content; the template writes it before that, or leaves it out.
+    """
 
     message: Message
     ids: Sequence[int] = ()
+    apart: bool = False
 
 
 class Prompts:
@@ -106,7 +113,7 @@ class Prompts:
         if opened and not thought:
             text, turns = self._text_without_thinking(asked, text, turns, thinking)
             opened = ""
-        elif thought and thinking is False and self.marks.switch:  # a thought that was begun goes on
+        elif thought and thinking is not True and self.marks.switch:  # a thought that was begun goes on
             text, turns = self._text(asked, True)
             opened = self.marks.thinking.opened(text)
         head = self._splice(text, turns, thinking)
@@ -265,7 +272,8 @@ class Prompts:
         elif split_thinking(content, older=True).thought:
             thought, mark, answer = content.partition(END)
             spelled = safe(thought) + mark + safe(self._hidden(answer))
-        return _Turn({"role": role, "content": spelled, **fields}, self._ids_of(whole, message.get("token_ids")))
+        ids = self._ids_of(whole, message.get("token_ids"))
+        return _Turn({"role": role, "content": spelled, **fields}, ids, apart=bool(fields))
 
     def _hidden(self, answer: str) -> str:
         """An answer in which the template finds no thinking."""
@@ -276,6 +284,7 @@ class Prompts:
         """A reply's text in the family's own marks. `opened`: the opening mark stands in the prompt."""
         marks = self.marks.thinking
         opening, closing = marks.pairs[0]
+        opening += marks.label
         blanks, _, rest = content.partition(BEGIN)
         thought, mark, answer = rest.partition(END)
         if marks.channels:
@@ -326,9 +335,7 @@ class Prompts:
             done = end
         return ids + self._encoder.encode(text[done:], behind=done > 0)
 
-    def _replies_in(
-        self, text: str, turns: Sequence[_Turn], thinking: bool | None
-    ) -> Iterator[tuple[int, int, _Turn]]:
+    def _replies_in(self, text: str, turns: Sequence[_Turn], thinking: bool | None) -> Iterator[tuple[int, int, _Turn]]:
         """Where the replies whose ids are known stand in the rendered text.
 
         The conversation is rendered once more with a mark in the place of each of them. Templates that look into
@@ -344,13 +351,14 @@ class Prompts:
             before, found, rest = rest.partition(_mark(known[0]))
             if not found or not text.startswith(before, place):
                 break
-            turn, begin = turns[known.pop(0)], place + len(before)
+            turn, content = turns[known.pop(0)], place + len(before)
+            begin = max(place, content - self._written_before(turn))
             place = self._end_of(turn, text, begin)
             if place > begin:
                 yield begin, place, turn
             else:  # the template has changed it, and goes on behind it
                 behind = rest.partition(_mark(known[0]))[0] if known else rest
-                place = text.find(behind, begin)
+                place = text.find(behind, content)
                 if place < 0:
                     break
         # What stands before a reply that is to come without thinking may be left out where the reply is an earlier one.
@@ -371,6 +379,11 @@ class Prompts:
             if text.startswith(head) and (end := self._end_of(turn, text, len(head))) > len(head):
                 yield len(head), end
 
+    def _written_before(self, turn: _Turn) -> int:
+        """Characters of a reply's thinking that stand before its content where the template writes all of it."""
+        whole, content = self._whole(turn), str(turn.message["content"])
+        return len(whole) - len(content) if turn.apart and whole.endswith(content) else 0
+
     def _end_of(self, turn: _Turn, text: str, begin: int) -> int:
         """Where a reply ends that begins there in the rendered text; `begin` where it does not stand there."""
         opened = self.marks.thinking.opened(text[max(0, begin - _OPENING) : begin])
@@ -382,8 +395,12 @@ class Prompts:
 
     def _spelled(self, turn: _Turn) -> Iterator[str]:
         """How the text of a reply may stand in the rendered text: as the template got it, or with all its tokens."""
-        yield str(turn.message["content"])
-        yield str(self._tokenizer.decode(list(turn.ids), skip_special_tokens=False))
+        if not turn.apart:
+            yield str(turn.message["content"])
+        yield self._whole(turn)
+
+    def _whole(self, turn: _Turn) -> str:
+        return str(self._tokenizer.decode(list(turn.ids), skip_special_tokens=False))
 
     def _matches(self, text: str, ids: Sequence[int]) -> bool:
         """Whether a reply of these ids has this text, also where the prompt had opened its thinking."""

@@ -146,10 +146,16 @@ class ThinkingMarks:
         """Whether the family's own text is in the normal form."""
         return self.pairs[0] == (BEGIN, END) and not self.channels
 
+    @property
+    def label(self) -> str:
+        """The word that is written behind the opening mark; empty where there is none."""
+        return self.labels[0] if self.labels else ""
+
     def opened(self, text: str) -> str:
         """The opening mark that a prompt ends with, in the normal form, and the blanks behind it; empty if none."""
         marks = "|".join(re.escape(mark) for mark, _ in self.pairs)
-        found = re.search(f"(?:{marks})(\\s*)\\Z", text)
+        labels = "|".join(re.escape(label) for label in self.labels)
+        found = re.search(f"(?:{marks})(?:{labels})?(\\s*)\\Z", text)
         return BEGIN + found[1] if found else ""
 
 
@@ -190,7 +196,8 @@ class Normalizer:
         self._labelled = False  # an opening mark was read, and its label may follow
         self._fresh = start.where == "thought" and bool(start.lead)  # nothing was thought yet
         self._pending = False  # the thinking is over, and its closing mark is not written yet
-        self._tail = ""  # closes a mark around the answer
+        goes_on = bool(start.before) and start.where == "answer"
+        self._tail = marks.answers[0][1] if goes_on and marks.answers else ""  # closes a mark around the answer
         self._before: list[str] = []
         self._answer: list[str] = []
         self.over = False

@@ -332,6 +332,60 @@ def test_a_reply_in_channels_is_history_and_goes_on() -> None:
     assert prompt(tokenizer, user("hi"), said("Yes")) == f"{head}<|channel|>final<|message|>Yes"
 
 
+# What Qwen3 does, and Seed-OSS: the thinking comes in a field; left out of earlier turns, or written before the text.
+LEAVES_OUT = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{% set say = m.content %}"
+    "{% if m.reasoning_content is string %}{% set thought = m.reasoning_content %}"
+    "{% else %}{% set say = m.content.split('</think>')[-1].lstrip() %}{% endif %}"
+    "{{ say }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+WRITES = CHATML.replace(
+    "{{ m.content }}",
+    "{% if m.reasoning_content %}<seed:think>{{ m.reasoning_content }}</seed:think>{% endif %}{{ m.content }}",
+)
+
+
+@pytest.mark.parametrize(
+    ("template", "marks"),
+    [(LEAVES_OUT, THINK), (LEAVES_OUT, ()), (WRITES, ("<seed:think>", "</seed:think>")), (CHANNELS, CHANNEL_TOKENS)],
+)
+def test_a_known_reply_is_put_back_with_no_more_thinking_than_the_template_writes(template: str, marks: Any) -> None:
+    tokenizer = byte_level(template, tuple(dict.fromkeys((*CHATML_TOKENS, *marks))))
+    begin, end = ("<|channel|>analysis<|message|>", "<|end|><|start|>assistant<|channel|>final<|message|>")
+    begin, end = (begin, end) if template == CHANNELS else marks or THINK
+    ids = spoken.ids(tokenizer, f"{begin}plan{end}Yes.")
+    for reply in (said("<think>plan</think>Yes."), said("Yes.", reasoning_content="plan")):
+        talk = [user("hi"), reply, user("hi"), reply, user("more")]
+        known = [{**m, "token_ids": ids} if m["role"] == "assistant" else m for m in talk]
+        text = prompt(tokenizer, *talk)
+        assert prompt(tokenizer, *known) == text and text.count("plan") == 2 * (template == WRITES)
+
+
+GEMMA = (
+    "{% for m in messages %}<|turn>{{ m.role }}\n{{ m.content }}<turn|>\n{% endfor %}{% if add_generation_prompt %}"
+    "<|turn>model\n{% if not enable_thinking | default(false) %}<|channel>thought\n<channel|>{% endif %}{% endif %}"
+)
+
+
+@pytest.mark.parametrize("thinking", [None, True, False])
+def test_a_begun_thought_goes_on_where_the_template_does_not_think_by_itself(thinking: bool | None) -> None:
+    tokenizer = byte_level(GEMMA, ("<eos>", "<|turn>", "<turn|>", "<|channel>", "<channel|>"))
+    head = "<|turn>user\nhi<turn|>\n<|turn>model\n<|channel>thought\n"
+    assert prompt(tokenizer, user("hi"), said("<think>\nso"), thinking=thinking) == head + "so"
+    whole = prompt(tokenizer, user("hi"), said("Yes", reasoning_content="so"), thinking=thinking)
+    assert whole == head + "so\n<channel|>\n\nYes"
+
+
+def test_the_mark_around_an_answer_is_left_out_of_one_that_goes_on_too() -> None:
+    tokenizer = byte_level(CHATML + "{# <think> </think> <answer> </answer> #}")
+    with spoken.engine(tokenizer) as engine:
+        script = "<think>\nso\n</think>\n<answer>\nYes, it is.\n</answer>"
+        whole = spoken.reply(engine, [user("hi")], script + "<|im_end|>").text
+        begun, _, rest = script.partition(", it")
+        reply = spoken.reply(engine, [user("hi"), said(begun.replace("<answer>", ""))], f", it{rest}<|im_end|>").text
+    assert split_thinking(whole)[:2] == ("so", "Yes, it is.\n") and reply == ", it is.\n"
+
+
 @pytest.mark.parametrize("added", [THINK, ()])
 def test_an_answer_with_marks_in_it_stands_whole_in_the_history(added: tuple[str, ...]) -> None:
     """Also where the template cuts the thinking of earlier replies off at its closing mark."""

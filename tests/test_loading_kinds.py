@@ -70,11 +70,30 @@ def refusal(path: Path) -> str:
         (lambda d: d[UP].__setitem__((0, 0), torch.nan), {}, f"{UP} holds values that are no finite numbers"),
         (lambda d: d.update({UP.replace("weight", "bias"): torch.ones(64)}), {}, "says that it has no biases"),
         (lambda d: [d.update({f"x.{n}": d.pop(n)}) for n in list(d)], {}, "21 of its 21 tensors are missing"),
+        (lambda d: None, {"num_hidden_layers": 1}, "its files hold model.layers.1.input_layernorm.weight, and config"),
+        (lambda d: None, {"num_hidden_layers": 0}, "config.json says that it has fewer layers"),
     ],
-    ids=["one", "head", "layers", "shape", "nan", "biases", "names"],
+    ids=["one", "head", "layers", "shape", "nan", "biases", "names", "fewer layers", "no layers"],
 )
 def test_a_model_whose_weights_are_not_whole_is_refused_and_what_is_wrong_is_named(whole, tmp_path, edit, config, said):
     assert said in refusal(copied(whole, tmp_path / "model", edit, **config))
+
+
+def test_a_layer_that_drafts_behind_the_last_one_is_left_out(whole, tmp_path):
+    def more(tensors: dict[str, torch.Tensor]) -> None:
+        tensors |= {n.replace(".1.", ".2."): t.clone() for n, t in tensors.items() if ".layers.1." in n}
+
+    read_model(ModelSpec("big", str(copied(whole, tmp_path / "m", more, num_nextn_predict_layers=1))), "cpu", None)
+    assert "fewer layers" in refusal(copied(whole, tmp_path / "n", more))
+
+
+def test_an_end_token_that_is_no_id_is_one_sentence(whole, tmp_path):
+    shutil.copytree(whole, tmp_path / "big")
+    (tmp_path / "big" / "generation_config.json").write_text('{"eos_token_id": "<end>"}')
+    (tmp_path / "models.yaml").write_text("families: {f: {context: 64, models: {big: ./big}}}")
+    with pytest.raises(hsd.LoadError, match="'<end>' is no token id") as caught:
+        hsd.Engine.load(f"{tmp_path}/models.yaml#f", data_dir=tmp_path)
+    assert "eos_token_id" in caught.value.hint
 
 
 def test_a_tied_head_and_buffers_need_not_be_in_the_files(whole, tmp_path):
@@ -149,6 +168,32 @@ def test_a_draft_that_lacks_a_tensor_is_left_out_and_the_family_works(whole, tmp
             "tokenizer.json is a pointer",
             "lfs",
         ),
+        ({"adapter_model.safetensors": "x"}, "LoRA adapter", "Merge it"),
+        ({"lora/adapter_config.json": "{}"}, "a LoRA adapter, which is a change to another model in lora", "Merge it"),
+        ({"Q4/Some.GGUF": "x"}, "holds Some.GGUF, weights for llama.cpp (GGUF) in Q4", "original form"),
+        ({"ggml-model-q4_0.bin": "x"}, "weights for llama.cpp", "original form"),
+        ({"Modelfile": "x"}, "a model of Ollama", "original form"),
+        ({"config.json": CONFIG, "model.bin": "x", "vocabulary.json": "x"}, "a CTranslate2 model", "original form"),
+        ({"saved_model.pb": "x"}, "TensorFlow", "original form"),
+        ({"trainer_state.json": "x", "optimizer.pt": "x"}, "the state of a training", "save_pretrained"),
+        ({"config.json": CONFIG, "model.safetensors.part": "x"}, "its download is not over", "Download"),
+        ({"model.zip": "x"}, "an archive", "Unpack"),
+        ({"train.parquet": "x"}, "holds data", "model"),
+        ({"tokenizer.json": "x"}, "a tokenizer alone", "Download"),
+        ({"config.json": "<html>", "model.safetensors": "x"}, "its config.json is no JSON object", "Restore"),
+        ({"config.json": '{"_class_name": "VAE"}', "x.safetensors": "x"}, "a part of a diffusers model", "text"),
+        (
+            {"config.json": '{"architectures": ["GPT2ForSequenceClassification"]}', "m.safetensors": ""},
+            "judges",
+            "text",
+        ),
+        ({"config.json": CONFIG, "weights.safetensors": "x"}, "called weights.safetensors", "Rename"),
+        (
+            {"config.json": CONFIG, "a.safetensors": "", "b.safetensors": ""},
+            "no model.safetensors.index.json",
+            "Download",
+        ),
+        ({"config.json": CONFIG, "model-00001-of-00002.safetensors": ""}, "no model.safetensors.index", "Download"),
         ({"config.json": CONFIG}, "its weights are missing", "Download"),
         ({"readme.md": "x"}, "no config.json", "safetensors"),
         ({}, "is empty", "path"),

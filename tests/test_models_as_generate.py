@@ -100,6 +100,17 @@ def test_a_model_that_reads_in_both_directions_or_computes_no_numbers_is_refused
         wrap("odd", broken, 128)
 
 
+@pytest.mark.parametrize("part", ["lm_head", "model.norm", "model.layers.0.mlp.up_proj"])
+def test_a_model_in_memory_that_computes_no_numbers_is_refused_and_left_out_as_a_draft(part):
+    model = tiny.model()
+    with torch.no_grad():
+        model.get_submodule(part).weight.fill_(torch.nan)
+    with pytest.raises(hsd.LoadError, match="no finite numbers"):
+        hsd.Engine.from_models({"big": model}, tiny.ByteTokenizer(), context=128)
+    family = hsd.Engine.from_models({"odd": model, "big": tiny.model()}, tiny.ByteTokenizer(), context=128)
+    assert family.info.models == ("big",) and "no finite numbers" in family.info.dropped[0].reason
+
+
 def test_the_command_line_refuses_such_a_model_in_one_sentence(tmp_path, capsys, monkeypatch):
     import sys
 

@@ -260,4 +260,9 @@ def _end_ids(model: Any, tokenizer: Any) -> tuple[int, ...]:
     for source in (getattr(model, "generation_config", None), model.config, tokenizer):
         value = getattr(source, "eos_token_id", None)
         ends.update(value if isinstance(value, list | tuple) else [] if value is None else [value])
+    if wrong := [end for end in ends if not isinstance(end, int)]:
+        raise LoadError(
+            f"The end token {wrong[0]!r} is no token id.",
+            "Correct eos_token_id in config.json and generation_config.json.",
+        )
     return tuple(sorted(ends))

@@ -47,7 +47,8 @@ def not_a_model(folder: Path) -> Found | None:
         return inside
     if "config.json" not in names:
         return "it holds no model, because it has no config.json", "Give a folder with config.json and safetensors."
-    return _pointers(folder) or _by_config(config_of(folder))
+    config = config_of(folder)
+    return _pointers(folder) or _no_object(folder, config) or _by_config(config) or _not_found(names, config)
 
 
 def named_by_files(names: Collection[str]) -> Found | None:
@@ -56,14 +57,14 @@ def named_by_files(names: Collection[str]) -> Found | None:
     Args:
         names: names of the files and folders at its top.
     """
-    if "adapter_config.json" in names and not _has_weights(names):
+    if not _has_weights(names) and any(n.startswith(("adapter_config", "adapter_model")) for n in names):
         return (
             "it holds a LoRA adapter, which is a change to another model",
             "Merge it into its base model with peft (merge_and_unload, then save_pretrained) and give that folder.",
         )
     if "model_index.json" in names:
         return "it holds a diffusers model, which makes pictures", _TEXT
-    if not {"modules.json", "config_sentence_transformers.json"}.isdisjoint(names):
+    if not {"modules.json", "config_sentence_transformers.json", "1_Pooling"}.isdisjoint(names):
         return "it holds a sentence-transformers model, which makes embeddings and writes no text", _TEXT
     if _has_weights(names):
         return None
@@ -80,35 +81,52 @@ def _has_weights(names: Collection[str]) -> bool:
 
 
 _ORIGINAL = "Give the model in its original form, with config.json and safetensors."
+_PICKLE = "has no safetensors, but {}: a pickle, which can run code when it is read"
+_CONVERT = (
+    "If you trust it, convert it with transformers (from_pretrained, then save_pretrained), or choose a model with "
+    "safetensors."
+)
 _FORMATS: tuple[tuple[str, str, str], ...] = (
-    (r".*\.gguf", "holds {}, weights for llama.cpp (GGUF)", _ORIGINAL),
+    (r".*\.gguf|.*ggml.*\.bin|.*\.llamafile", "holds {}, weights for llama.cpp (GGUF)", _ORIGINAL),
+    (r"Modelfile|manifests", "holds a model of Ollama ({})", _ORIGINAL),
     (r".*\.onnx|onnx", "holds an ONNX model ({})", _ORIGINAL),
     (r"openvino_\w+\.xml", "holds an OpenVINO model ({})", _ORIGINAL),
-    (r".*\.(h5|msgpack)", "holds weights for TensorFlow or JAX ({})", _ORIGINAL),
+    (r"mlc-chat-config\.json|params_shard_\d+\.bin", "holds a model for MLC ({})", _ORIGINAL),
+    (r"(shared_)?vocabulary\.\w+", "holds a CTranslate2 model ({})", _ORIGINAL),
+    (r".*\.(h5|msgpack|keras)|saved_model\.pb", "holds weights for TensorFlow or JAX ({})", _ORIGINAL),
+    (r".*\.(part|partial|incomplete|aria2|crdownload|download)", "holds {}: its download is not over", "Download it."),
+    (r"pytorch_model.*\.bin", _PICKLE, _CONVERT),
     (
-        r".*\.(bin|pt|pth|ckpt|pkl)",
-        "has no safetensors, but {}: a pickle, which can run code when it is read",
-        "If you trust it, convert it with transformers (from_pretrained, then save_pretrained), or choose a model with "
-        "safetensors.",
+        r"global_step\d+|zero_to_fp32\.py|trainer_state\.json|optimizer\.\w+",
+        "holds the state of a training ({}), and no weights as safetensors",
+        "Give the folder that save_pretrained has written.",
     ),
+    (r".*\.(bin|pt|pth|ckpt|pkl)", _PICKLE, _CONVERT),
     (r"consolidated.*\.safetensors", "holds {}, weights in Mistral's own format", _ORIGINAL),
-    (r".*\.(distcp|pdparams|nemo|mlmodelc|tflite|npz)", "holds {}, a format that is not read here", _ORIGINAL),
+    (
+        r".*\.(distcp|pdparams|nemo|mlmodelc|mlpackage|tflite|npz|engine|plan|pte|torchscript|mnn|rkllm)",
+        "holds {}, a format that is not read here",
+        _ORIGINAL,
+    ),
+    (r".*\.(zip|tar|tgz|gz|xz|zst|7z|rar)", "holds an archive ({}), not a model", "Unpack it, and give its folder."),
+    (r".*\.(parquet|arrow|jsonl|csv)|dataset_infos\.json", "holds data ({}), not a model", "Give a model's folder."),
     (r"config\.json", "has no safetensors: its weights are missing", "Download them too."),
+    (r"tokenizer\w*\.(json|model)", "holds a tokenizer alone: its weights are missing", "Download them too."),
 )
 """File, what its folder is, what would help: where there are no safetensors, the format that is read here."""
 
 
 def _other_format(names: Collection[str]) -> Found | None:
     for pattern, what, hint in _FORMATS:
-        found = next((name for name in sorted(names) if re.fullmatch(pattern, name)), None)
+        found = next((name for name in sorted(names) if re.fullmatch(pattern, name, re.I)), None)
         if found:
             return f"it {what.format(found)}", hint
     return None
 
 
 def _a_file(path: Path) -> Found:
-    if path.suffix == ".gguf":
-        return named_by_files({path.name}) or ("", "")
+    if path.suffix.lower() in (".gguf", ".llamafile"):
+        return _other_format({path.name}) or ("", "")
     if path.suffix == ".safetensors":
         return "it is a file of weights, not a model", f"Give its folder: {path.parent}."
     return "it is a file, not a folder", "Give the folder that holds config.json and safetensors."
@@ -127,9 +145,11 @@ def _elsewhere(folder: Path, names: Collection[str]) -> Found | None:
     """A folder of models."""
     if "config.json" in names:
         return None
-    inner = next((n for n in sorted(names) if (folder / n / "config.json").is_file()), None)
+    folders = [n for n in sorted(names) if (folder / n).is_dir()]
+    inner = next((n for n in folders if (folder / n / "config.json").is_file()), None)
     if inner is None:
-        return None
+        found = ((n, named_by_files({entry.name for entry in (folder / n).iterdir()})) for n in folders)
+        return next(((f"{what} in {n}", hint) for n, one in found if one for what, hint in [one]), None)
     return f"it holds no model itself, but its folder {inner} does", f"Give {folder / inner}."
 
 
@@ -146,8 +166,36 @@ def _pointers(folder: Path) -> Found | None:
     return None
 
 
+def _no_object(folder: Path, config: dict[str, Any]) -> Found | None:
+    """A config.json that cannot be read; many a download is a page that says why it failed."""
+    if config or (folder / "config.json").read_bytes().strip() == b"{}":
+        return None
+    return "its config.json is no JSON object", "Restore the file, or download it anew."
+
+
+def _not_found(names: Collection[str], config: dict[str, Any]) -> Found | None:
+    """Weights under names that transformers does not look for."""
+    if not {"model.safetensors", "model.safetensors.index.json"}.isdisjoint(names) or "transformers_weights" in config:
+        return None
+    files = sorted(n for n in names if n.endswith(".safetensors"))
+    if len(files) == 1 and not re.search(r"-of-\d+", files[0]):
+        return f"its weights are called {files[0]}, and only model.safetensors is read", f"Rename {files[0]}."
+    return (
+        f"it has no model.safetensors.index.json, which says what is in {files[0]} and the other files of weights",
+        "Download it too.",
+    )
+
+
+_JUDGES = r"\w+(Classification|RewardModel|QuestionAnswering|MultipleChoice)"
+
+
 def _by_config(config: dict[str, Any]) -> Found | None:
     """What config.json says that cannot be run by any means here."""
+    if isinstance(config.get("_class_name"), str):
+        return f"it holds a part of a diffusers model ({config['_class_name']})", _TEXT
+    made = config.get("architectures")
+    if isinstance(made, list) and made and all(re.fullmatch(_JUDGES, str(name)) for name in made):
+        return f"it is a model that judges texts ({made[0]}) and writes none", _CAUSAL
     method = quantization_of(config).get("quant_method")
     if method in ("exl2", "exl3"):
         return f"its weights are stored for ExLlama ({str(method).upper()})", _UNQUANTIZED

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -130,6 +131,8 @@ def complete(spec: ModelSpec, model: Any, info: Mapping[str, Any]) -> None:
         name, stored, wanted = other[0]
         why = f"{name} has the shape {tuple(stored)} in its files, and config.json wants {tuple(wanted)}"
         why += f" ({len(other) - 1} more differ)" if len(other) > 1 else ""
+    elif more := next((n for n in sorted(info["unexpected_keys"]) if _of_another_layer(model, n)), None):
+        why = f"its files hold {more}, and config.json says that it has fewer layers"
     elif surplus:
         why = f"config.json says that it has no biases, and its files hold {_some(surplus)}"
     elif damaged := next((n for n, p in model.named_parameters() if not _finite(p)), None):
@@ -150,6 +153,20 @@ def _has_no_place(model: Any, name: str) -> bool:
     except AttributeError:
         return False
     return name.endswith(".bias") and isinstance(layer, torch.nn.Linear) and layer.bias is None
+
+
+def _of_another_layer(model: Any, name: str) -> bool:
+    """Whether a tensor of the files belongs to a layer behind the last one. Some have one that drafts, and say so."""
+    config = model.config.get_text_config()
+    drafting = int(getattr(config, "num_nextn_predict_layers", None) or 0)
+    for found in re.finditer(r"\.(\d+)\.", name):
+        try:
+            layers = model.get_submodule(name[: found.start()])
+        except AttributeError:
+            return False
+        if isinstance(layers, torch.nn.ModuleList):
+            return int(found[1]) >= len(layers) + drafting
+    return False
 
 
 def _finite(weights: torch.Tensor) -> bool:

@@ -2,8 +2,9 @@
 
 from typing import Any
 
+from hsd.errors import LoadError
 from hsd.runtime.base import MAX_WIDTH, PREFILL_WIDTH, Drafting, KVCache, LanguageModel
-from hsd.runtime.fallback import TransformersModel
+from hsd.runtime.fallback import DAMAGED, NO_NUMBERS, TransformersModel
 from hsd.runtime.lean import LeanModel
 from hsd.runtime.reader import Meter, Pass, Reader
 
@@ -32,8 +33,15 @@ def wrap(name: str, model: Any, context: int) -> LanguageModel:
 
     model.eval()
     if lean.refusal(model) is None:
-        return LeanModel(name, model, context)
+        return _tried(LeanModel(name, model, context))
     plain, limit = TransformersModel(name, model, context), rope.switch_length(model.config)
     if limit is not None and context > limit and rope.reads_anew(model):
         return rope.SwitchingModel(plain, rope.rotary_modules(model), limit)
     return plain
+
+
+def _tried(model: LeanModel) -> LeanModel:
+    """The model, if it computes numbers. One that is in memory was not looked at while it was read."""
+    if not model.forward([0], model.new_cache(), 1).isfinite().all():
+        raise LoadError(f"'{model.name}' {NO_NUMBERS}.", DAMAGED)
+    return model

@@ -143,7 +143,7 @@ class TransformersModel:
                 f"'{self.name}' ({type(self._model).__name__}) cannot go on with a text token by token: {said}.", hint
             ) from error
         if wrong:
-            hint = _DAMAGED if wrong == _NO_NUMBERS else _OTHER
+            hint = DAMAGED if wrong == NO_NUMBERS else _OTHER
             raise LoadError(f"'{self.name}' ({type(self._model).__name__}) {wrong}.", hint)
 
     def _difference(self) -> str | None:
@@ -163,7 +163,7 @@ class TransformersModel:
             cache.rewind(1)
         second = self.forward(rest, cache, 2)
         if not (at_once.isfinite().all() and first.isfinite().all()):
-            return _NO_NUMBERS
+            return NO_NUMBERS
         most = (_ROUNDED if self._exact else _ROUNDED_16) * (at_once - at_once.mean(-1, keepdim=True)).abs().max()
         if self.cuttable or not self._exact:
             most = torch.maximum(most, _NOTICED * (at_once[-1] - at_once[0]).abs().max())
@@ -172,11 +172,11 @@ class TransformersModel:
         return None if (second - at_once[-2:]).abs().max() <= most else _PIECES
 
 
-_NO_NUMBERS = "computes no finite numbers"
+NO_NUMBERS = "computes no finite numbers"
 _BOTH_WAYS = "reads in both directions, so it cannot go on with a text"
 _PIECES = "gives other logits for tokens that it reads one after the other than for the same tokens at once"
 _OTHER = "Choose a model that is made for writing text (a causal language model)."
-_DAMAGED = "Its weights are damaged, or its dtype is too small for them: fetch it anew, or try 'dtype: float32'."
+DAMAGED = "Its weights are damaged, or its dtype is too small for them: fetch it anew, or try 'dtype: float32'."
 
 
 def _some_ids(config: Any, vocab: int) -> list[int]:

@@ -126,6 +126,16 @@ def test_weights_in_4_bits_that_lack_a_part_are_refused(tmp_path, part):
     assert f"{lost} is missing" in (damage(tmp_path / "m") or "")
 
 
+def test_an_expert_that_lacks_a_tensor_is_named(tmp_path):
+    tiny.model("mixtral").save_pretrained(tmp_path)
+    assert damage(tmp_path) is None
+    tensors = load_file(tmp_path / "model.safetensors")
+    lost = next(name for name in tensors if ".experts.2." in name)
+    del tensors[lost]
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    assert damage(tmp_path) == f"{lost} is missing in its files"
+
+
 def test_a_draft_that_lacks_a_tensor_is_left_out_and_the_family_works(whole, tmp_path):
     copied(whole, tmp_path / "small", lambda d: d.pop(UP))
     (tmp_path / "models.yaml").write_text(

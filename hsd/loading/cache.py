@@ -87,7 +87,22 @@ def damage(folder: Path) -> str | None:
         if size != 8 + length + end:
             return f"{file.name} has {size:,} bytes where its header wants {8 + length + end:,}"
         names |= header.keys()
-    return _lost_part(names)
+    return _lost_part(names) or _lost_of_an_expert(names)
+
+
+def _lost_of_an_expert(names: Collection[str]) -> str | None:
+    """A tensor that the other experts of a layer have: transformers makes one of them all, and cannot say which."""
+    layers: dict[str, dict[str, set[str]]] = {}
+    for name in names:
+        found = re.fullmatch(r"(.+\.experts)\.(\d+)\.(.+)", name)
+        if found:
+            layers.setdefault(found[1], {}).setdefault(found[2], set()).add(found[3])
+    for layer, experts in sorted(layers.items()):
+        wanted = set[str]().union(*experts.values())
+        for number, held in experts.items():
+            if wanted - held:
+                return f"{layer}.{number}.{min(wanted - held)} is missing in its files"
+    return None
 
 
 def _lost_part(names: Collection[str]) -> str | None:

@@ -59,7 +59,10 @@ class ApiRequest(Request):
         self.context = info.context
         last = self.messages[-1]
         if last["role"] == "assistant":
-            self.split.push(hsd.with_thinking(last.get("reasoning_content", ""), last["content"]))
+            begun = hsd.with_thinking(last.get("reasoning_content", ""), last["content"])
+            self.split.push(begun)
+            if not begun.lstrip().startswith("<think>"):
+                self.split.flush()  # the answer has begun, also with "<"
             self.sent = len(self.split.thought), len(self.split.answer)
         try:
             for event in engine.stream(self.messages, self.params, plan=self.plan, cancel=self.cancel, drop=False):

@@ -13,6 +13,7 @@ from typing import Any
 from hsd.encoding import Encoder
 from hsd.errors import PromptError
 from hsd.marks import Marks, Message, Tokenizer
+from hsd.params import MAX_STOP
 from hsd.text import TextStream
 from hsd.thinking import BEGIN, END, Start, Where, overlap, split_thinking, with_thinking
 
@@ -120,7 +121,8 @@ class Prompts:
         ids = self._ids_begun(begun, content, opened)
         where: Where = "answer" if not thought or split.answer else "gap" if split.over else "thought"
         held = content[len(content) - overlap(content, END) :] if where == "thought" else ""
-        return Prepared(head + ids, start=Start(where, "", tuple(ids[-_JOINS:]), held))
+        said = content[-MAX_STOP:] if where == "answer" else ""
+        return Prepared(head + ids, start=Start(where, "", tuple(ids[-_JOINS:]), held, said))
 
     def fit(
         self, prompt: Prompt, context: int, max_tokens: int, drop: bool, thinking: bool | None = None

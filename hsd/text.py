@@ -43,7 +43,9 @@ class TextStream:
         self._read = len(self._ids)  # ids whose text has been taken
         # Text of the window's ids that has been taken.
         self._before = self._decode(self._ids, skip_special_tokens=True).rstrip(_UNFINISHED) if self._ids else ""
-        self._held = ""  # text that may be the beginning of a stop string
+        # Text that may be the beginning of a stop string; so many characters of it were given out before.
+        self._held = max((start.said[len(start.said) - overlap(start.said, s) :] for s in stop), key=len, default="")
+        self._given = len(self._held)
         self.text = ""
         self.stopped = False
 
@@ -82,7 +84,7 @@ class TextStream:
             before, answer = self._normal.flush()
             rest += self._give(before) + self._scan(answer)
         if not self.stopped:
-            rest += self._give(self._held)
+            rest += self._give_new(self._held)
         self._held = ""
         self._begin = self._read = len(self._ids)
         self._before = ""
@@ -132,10 +134,14 @@ class TextStream:
         if ends:
             self.stopped = True
             self._held = ""
-            return self._give(text[: min(ends)])
+            return self._give_new(text[: min(ends)])
         keep = max((overlap(text, s) for s in self._stop), default=0)
         self._held = text[len(text) - keep :] if keep else ""
-        return self._give(text[: len(text) - keep])
+        return self._give_new(text[: len(text) - keep])
+
+    def _give_new(self, text: str) -> str:
+        new, self._given = text[self._given :], max(0, self._given - len(text))
+        return self._give(new)
 
     def _give(self, text: str) -> str:
         self.text += text

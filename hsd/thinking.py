@@ -168,12 +168,14 @@ class Start:
         lead: text that comes before the first text, because the prompt has opened the thinking.
         before: the last ids of a reply that goes on; joins between tokens depend on them.
         held: the end of its thinking, where that may be the beginning of the closing mark.
+        said: the end of its answer, where a stop string may begin.
     """
 
     where: Where = "begin"
     lead: str = ""
     before: tuple[int, ...] = ()
     held: str = ""
+    said: str = ""
 
 
 class Normalizer:

@@ -79,6 +79,14 @@ def test_a_reply_goes_on_behind_an_assistants_message(client: Client) -> None:
     assert rest["choices"][0]["message"]["content"] == text[5:]
 
 
+@pytest.mark.parametrize("begun", ["<", "<t", " <think", "<thing>"])
+def test_what_was_begun_is_not_told_again(client: Client, begun: str) -> None:
+    messages = [*said("hello"), {"role": "assistant", "content": begun}]
+    options: dict[str, Any] = {"temperature": 0, "plan": "big", "logit_bias": {"120": 100}, "max_tokens": 3}
+    assert client.chat(messages, **options)[1]["choices"][0]["message"]["content"] == "xxx"
+    assert joined(list(client.stream(messages, **options))) == "xxx"
+
+
 def test_two_clients_at_once_are_both_served(server: tuple[Session, Client], client: Client) -> None:
     def one(prompt: str) -> str:
         return joined(list(client.stream(said(prompt), temperature=0, max_tokens=60)))

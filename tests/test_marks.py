@@ -469,6 +469,23 @@ def test_a_reply_whose_thinking_the_prompt_has_opened_says_so_and_goes_on() -> N
         assert engine._prompts.build([user("hi"), said("Yes")]) != [*head, *spoken.ids(tokenizer, "Yes")]
 
 
+@pytest.mark.parametrize(
+    ("begun", "rest", "stop", "goes_on"),
+    [
+        (" Sure.\n", "User: no", (), ""),
+        (" Sure.\nUs", "er: no", (), ""),
+        (" Sure.\nUs", "ually", (), "ually"),
+        (" Sure.\n", "Yes", (), "Yes"),
+        (" so EN", "D, it", "END", ""),
+        (" so EN", "E END, it", "END", "E "),
+    ],
+)
+def test_a_turn_ends_also_where_its_end_was_begun(begun: str, rest: str, stop: Any, goes_on: str) -> None:
+    with spoken.engine(byte_level(None)) as engine:
+        reply = spoken.reply(engine, [user("hi"), said(begun)], rest, stop=stop)
+    assert (reply.text, reply.finish_reason) == (goes_on, "length" if goes_on == rest else "stop")
+
+
 def test_a_reply_goes_on_inside_a_word_and_inside_a_character() -> None:
     tokenizer = metaspace(INST, ("<unk>", "<s>", "</s>"))
     with spoken.engine(tokenizer) as engine:

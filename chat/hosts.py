@@ -11,16 +11,18 @@ import hsd
 
 _HOST = re.compile(r"(?P<name>\[[0-9A-Fa-f:.]+(?:%[\w.~-]+)?\]|[\w.~-]+)(?::(?P<port>\d{1,5}))?", re.ASCII)
 ANY = ("0.0.0.0", "::")
+LOCAL_NAMES = ("localhost", "localhost.localdomain", "localhost4", "localhost6", "ip6-localhost", "ip6-loopback")
+"""What /etc/hosts of common systems calls this machine. None of them can be a name of somebody's on the internet."""
 DEFAULT_PORTS = {"http": ":80", "https": ":443"}
 
 
 def is_loopback(host: str) -> bool:
     """Whether only this machine can reach the address, in any spelling: `localhost`, `127.1`, `[::1]`.
 
-    A name other than localhost could be anybody's.
+    Another name could be anybody's.
     """
     name = host.strip("[]").lower().removesuffix(".")
-    if name == "localhost" or name.endswith(".localhost"):
+    if name in LOCAL_NAMES or name.endswith(".localhost"):
         return True
     address = ip_address(name)
     return address is not None and address.is_loopback

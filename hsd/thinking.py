@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 
 BEGIN, END = "<think>", "</think>"
 _END_LINE = re.compile(r"^</think>[ \t]*(?:\n[ \t]*\n|\Z)", re.M)
-_FENCE = re.compile(r"^ {0,3}(?:```|~~~)", re.M)
+_FENCE = re.compile(r"^[ \t>]*(`{3,}(?=[^`\n]*$)|~{3,})([^\n]*)", re.M)
 _ESCAPED_END = "<\u200b/think>"  # the same letters inside a thought that something else ends
 
 Where = Literal["begin", "thought", "gap", "answer"]
@@ -106,9 +106,20 @@ def split_thinking(text: str, older: bool = False) -> Split:
     split = ThinkingSplit()
     split.push(text)
     end = _END_LINE.search(text) if older and not text.lstrip().startswith(BEGIN) else None
-    if end and BEGIN not in text[: end.start()] and len(_FENCE.findall(text[: end.start()])) % 2 == 0:
+    if end and BEGIN not in text[: end.start()] and not _in_code(text[: end.start()]):
         return Split(text[: end.start()].strip(), text[end.end() :].lstrip(), True)
     return Split(split.thought.rstrip(), split.answer, split.over)
+
+
+def _in_code(text: str) -> bool:
+    """Whether a code block is open at the end. One is closed by the same mark, as long at least, on a line alone."""
+    fence = ""
+    for mark, rest in _FENCE.findall(text):
+        if not fence:
+            fence = mark
+        elif mark.startswith(fence) and not rest.strip():
+            fence = ""
+    return bool(fence)
 
 
 def with_thinking(thought: str, answer: str) -> str:

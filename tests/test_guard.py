@@ -134,12 +134,13 @@ def guest(shared: tuple[Session, Web, Any]) -> Web:
 def test_every_spelling_of_this_machine_is_served_and_no_name_of_others(local: tuple[Session, Web, Any]) -> None:
     _, web, _ = local
     ours = ("LOCALHOST:{}", "localhost.:{}", "127.1:{}", "127.0.0.2", "0x7f.1", "2130706433", "[::1]:{}", "LocalHost")
+    ours += ("localhost.localdomain:{}", "ip6-localhost:{}", "LOCALHOST6")
     ours += ("[::ffff:127.0.0.1]:{}", "[0:0:0:0:0:0:0:1]:{}", "chat.localhost:{}", "0.0.0.0:{}", "[::1%25lo]:{}")
     for host in ours:
         for path in ("/", "/v1/models", "/health"):
             assert web.ask("HEAD" if path == "/" else "GET", path, host=host.format(web.port))[0] in (200, 405), host
     others = ("evil.example", "127.0.0.1.evil.example", "localhost.evil.example:80", "1.2.3.4", "[2001:db8::1]:80")
-    for host in (*others, "localhosts", "127.0.0.1e", "0127.evil"):
+    for host in (*others, "localhosts", "localhost.localdomain.evil.example", "127.0.0.1e", "0127.evil"):
         assert not names_this_machine(host_name(host) or "")
         status, _, text = web.ask("GET", "/v1/models", host=host)
         assert status == 421 and "--host" in problem(json.loads(text))["message"], host

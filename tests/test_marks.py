@@ -404,6 +404,25 @@ def test_an_answer_with_marks_in_it_stands_whole_in_the_history(added: tuple[str
     assert "final<|message|>a <|channel|> b<|end|>" in prompt(refusing, user("hi"), said("a <|channel|> b"), user("x"))
 
 
+@pytest.mark.parametrize(
+    "block",
+    [
+        "```\n{}\n```",
+        "~~~html\n{}\n~~~",
+        "````\n```\n{}\n```\n````",
+        "~~~\n```\n{}\n~~~",
+        "1. so:\n\n    ```\n{}\n    ```",
+        "- a\n\t```\n{}\n\t```",
+        "```\nx\n``` y\n{}\n```",
+    ],
+)
+def test_a_mark_in_a_block_of_code_is_no_thinking_in_a_reply_of_any_version(block: str) -> None:
+    text = "Like so:\n" + block.format("</think>\n") + "\nDone."
+    assert split_thinking(text, older=True) == ("", text, True)
+    old = "hm:\n" + block.format("x") + "\nso\n</think>\n\nYes"
+    assert split_thinking(old, older=True).answer == "Yes"
+
+
 @given(
     thought=st.text("ab <>/think\n", max_size=20),
     answer=st.text("ab <>/think\n", max_size=20),

@@ -34,21 +34,31 @@ class ModelSpec:
 
     Args:
         name: what plans and pages call it.
-        path: a hub name (`Qwen/Qwen3-8B`), a folder, or `builtin:NAME` for the weights that come with the package.
+        path: a hub name (`Qwen/Qwen3-8B`), a folder, a `.gguf` file, or `builtin:NAME` for the weights that come with
+            the package.
+        file: of a hub name or a folder with GGUF files, which one: a name or a pattern like `*Q4_K_M.gguf`.
         revision: commit, tag or branch on the hub.
         quantization: "none", "nf4" (4 bit, double quantization) or "int8", by bitsandbytes.
         dtype: "auto", "float32", "bfloat16" or "float16"; what is computed in, and stored unless quantized.
         device: "auto", "cpu", "cuda", "cuda:1", "mps" or "balanced" (spread over all GPUs).
         trust_remote_code: run Python code that comes with the model; off unless set.
+        gpu_layers: of a GGUF model, how many layers go to the GPU: "auto" as many as fit, a number, -1 for all.
     """
 
     name: str
     path: str
+    file: str | None = None
     revision: str | None = None
     quantization: Quantization = "none"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     device: str = "auto"
     trust_remote_code: bool = False
+    gpu_layers: int | Literal["auto"] = "auto"
+
+    @property
+    def gguf(self) -> bool:
+        """Whether it is said to be a GGUF file; a folder may hold one without being told so."""
+        return self.file is not None or self.path.lower().endswith(".gguf")
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,9 +237,27 @@ def _spec(name: str, value: Any, where: str, file: Path) -> ModelSpec:
     spec = _typed(ModelSpec, {"name": name, **value}, where)
     # A folder beside the file is meant as such, wherever the program was started.
     beside = file.parent / spec.path
-    if spec.path.startswith(".") or (beside / "config.json").exists():
+    if spec.path.startswith(".") or (beside / "config.json").exists() or (spec.gguf and beside.exists()):
         spec = dataclasses.replace(spec, path=os.path.realpath(beside))
+    if spec.gguf:
+        _check_gguf(spec, where)
     return spec
+
+
+def _check_gguf(spec: ModelSpec, where: str) -> None:
+    """A GGUF file says itself how its weights are stored, and llama.cpp where they go."""
+    for key, usual, hint in (
+        ("dtype", "auto", "Choose another file for other weights."),
+        ("quantization", "none", "Choose another file for other weights."),
+        ("device", "auto", "Use 'gpu_layers: 0' for the processor, a number or 'auto' for the GPU."),
+        ("trust_remote_code", False, "Leave it out."),
+    ):
+        if getattr(spec, key) != usual:
+            raise ConfigError(f"{key} does not go with a GGUF file, in {where}.", hint)
+    if spec.gpu_layers != "auto" and spec.gpu_layers < -1:
+        raise ConfigError(
+            f"gpu_layers: {spec.gpu_layers} of {where} is not known.", "Use auto, -1 for all, or a number."
+        )
 
 
 def _typed(kind: type[T], values: dict[str, Any], where: str) -> T:
@@ -247,10 +275,13 @@ def _checked(value: Any, hint: Any, key: str, where: str) -> Any:
         raise ConfigError(
             f"{key}: {_shown(value)} of {where} is not known.", f"Use one of: {', '.join(map(str, options))}."
         )
-    if origin is types.UnionType:
-        if value is None:
+    if origin in (types.UnionType, typing.Union):
+        if value is None and type(None) in options:
             return None
-        return _checked(value, next(o for o in options if o is not type(None)), key, where)
+        hints = [o for o in options if o is not type(None)]
+        # Of several kinds the one that the value is of; the last one says what is wrong.
+        fits = next((o for o in hints if isinstance(o, type) and type(value) is o), hints[-1])
+        return _checked(value, fits, key, where)
     if origin is tuple:
         if isinstance(value, list | tuple):
             return tuple(_checked(v, options[0], key, where) for v in value)

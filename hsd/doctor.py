@@ -14,11 +14,13 @@ from typing import Any
 import psutil
 
 from hsd.config import default_path
+from hsd.errors import LoadError
 from hsd.loading.cache import hub_folder
 from hsd.loading.place import LIMIT, fast_bf16, gpus, read_gbps
 from hsd.paths import data_dir as data_folder
 from hsd.runtime import native
 from hsd.runtime.building import compiler
+from hsd.runtime.llama_cpp.library import library
 from hsd.runtime.upgrades import OFF, native_possible
 
 _PACKAGES = ("torch", "transformers", "bitsandbytes", "accelerate", "huggingface-hub", "gradio", "sqlite-utils")
@@ -85,6 +87,7 @@ def report(data_dir: str | os.PathLike[str] | None = None) -> dict[str, Any]:
         f"{torch.get_num_threads()} threads, {'bf16' if machine.bf16 else 'no bf16'}",
         "c++ compiler": compiler() or "none: steps stay eager",
         "own steps": _own_steps(),
+        "llama.cpp": _llama_cpp(),
         "memory": f"{memory.available / 1e9:.1f} of {memory.total / 1e9:.1f} GB free{speed}",
         "gpu": "; ".join(_line(card) for card in machine.cards) or "none",
         "data folder": str(folder),
@@ -105,6 +108,17 @@ def _own_steps() -> str:
     if not native.abilities().issuperset(native.NEEDED) or native_possible():
         return native.means()
     return "none: they take GNU's C++ compiler" if native.compiler() is None else f"none: switched off ({OFF})"
+
+
+def _llama_cpp() -> str:
+    """The library that GGUF models run by, with its version and the devices it sees; or what to do to get one."""
+    try:
+        used = library()
+    except LoadError as error:
+        return str(error)
+    devices = [f"{d.name}: {d.description}" if d.kind != "cpu" else used.instructions for d in used.devices]
+    version = f" {used.version}" if used.version else ""
+    return f"{used.found.origin}{version} ({'; '.join(devices) or 'no devices'})"
 
 
 def examine(folder: os.PathLike[str] | str) -> Machine:

@@ -154,8 +154,8 @@ def test_a_draft_that_lacks_a_tensor_is_left_out_and_the_family_works(whole, tmp
     [
         ({"adapter_config.json": "{}", "adapter_model.safetensors": "x"}, "LoRA adapter", "Merge it into its base"),
         ({"adapter_config.json": "{}", "adapter_model.safetensors": "x", "config.json": CONFIG}, "LoRA", "Merge it"),
-        ({"some-q4.gguf": "x"}, "holds some-q4.gguf, weights for llama.cpp", "original form"),
-        ({"config.json": CONFIG, "some-q4.gguf": "x"}, "weights for llama.cpp", "original form"),
+        ({"some-q4.gguf": "x", "some-q8.gguf": "x"}, "GGUF files, like some-q4.gguf", "file:"),
+        ({"config.json": CONFIG, "some-q4.gguf": "not GGUF at all"}, "some-q4.gguf is no GGUF file", "another"),
         ({"config.json": CONFIG, "pytorch_model.bin": "x"}, "no safetensors, but pytorch_model.bin", "convert it"),
         ({"consolidated.00.pth": "x", "params.json": "{}"}, "no safetensors, but consolidated.00.pth", "convert it"),
         ({"config.json": CONFIG, "onnx/model.onnx": "x"}, "an ONNX model", "original form"),
@@ -180,8 +180,8 @@ def test_a_draft_that_lacks_a_tensor_is_left_out_and_the_family_works(whole, tmp
         ),
         ({"adapter_model.safetensors": "x"}, "LoRA adapter", "Merge it"),
         ({"lora/adapter_config.json": "{}"}, "a LoRA adapter, which is a change to another model in lora", "Merge it"),
-        ({"Q4/Some.GGUF": "x"}, "holds Some.GGUF, weights for llama.cpp (GGUF) in Q4", "original form"),
-        ({"ggml-model-q4_0.bin": "x"}, "weights for llama.cpp", "original form"),
+        ({"Q4/Some.GGUF": "x"}, "holds GGUF files, like Some.GGUF in Q4", "as the path"),
+        ({"ggml-model-q4_0.bin": "x"}, "an older form of llama.cpp", "original form"),
         ({"Modelfile": "x"}, "a model of Ollama", "original form"),
         ({"config.json": CONFIG, "model.bin": "x", "vocabulary.json": "x"}, "a CTranslate2 model", "original form"),
         ({"saved_model.pb": "x"}, "TensorFlow", "original form"),
@@ -223,7 +223,8 @@ def test_a_folder_of_another_kind_is_named_for_what_it_is(tmp_path, files, said,
 def test_a_file_in_the_place_of_a_folder_is_named(whole, tmp_path):
     (tmp_path / "some.gguf").write_text("x")
     for path, said in (
-        (tmp_path / "some.gguf", "llama.cpp"),
+        (tmp_path / "some.gguf", "some.gguf is cut off or damaged"),
+        (tmp_path / "absent.gguf", "there is no"),
         (whole / "model.safetensors", f"Give its folder: {whole}"),
         (whole / "config.json", "is a file, not a folder"),
         (tmp_path / "absent", "there is no folder"),

@@ -27,13 +27,14 @@ def missing() -> str | None:
     return None
 
 
-def write(model: Any, path: Path, form: str) -> None:
-    """Writes a Llama-shaped model of transformers with tied embeddings as a GGUF file without a vocabulary.
+def write(model: Any, path: Path, form: str, tokenizer: Any = None) -> None:
+    """Writes a Llama-shaped model of transformers as a GGUF file.
 
     Args:
         model: the model.
         path: the file to write.
-        form: one of `FORMATS`; what is not a matrix stays float32.
+        form: one of `FORMATS`, or "F32"; what is not a matrix stays float32.
+        tokenizer: a fast tokenizer, which goes into the file as it is, with its chat template; None leaves it out.
     """
     import gguf
 
@@ -54,6 +55,8 @@ def write(model: Any, path: Path, form: str) -> None:
     writer.add_rope_dimension_count(head_dim)
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_rope_freq_base((getattr(config, "rope_parameters", None) or {}).get("rope_theta", 10000.0))
+    if tokenizer is not None:
+        _add_tokenizer(writer, tokenizer)
     for name, tensor in _tensors(model.state_dict(), heads, kv_heads):
         kind = gguf.GGMLQuantizationType[form if tensor.ndim > 1 else "F32"]
         writer.add_tensor(name, gguf.quants.quantize(tensor, kind), raw_dtype=kind)
@@ -61,6 +64,19 @@ def write(model: Any, path: Path, form: str) -> None:
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+
+
+def _add_tokenizer(writer: Any, tokenizer: Any) -> None:
+    """In the form of the `tokenizers` library: llama.cpp knows rules of splitting by name, and has none for ours."""
+    tokens = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
+    writer.add_token_list([token for token, _ in tokens])
+    writer.add_string("tokenizer.huggingface.json", tokenizer.backend_tokenizer.to_str())
+    if tokenizer.chat_template:
+        writer.add_chat_template(tokenizer.chat_template)
+    for name in ("bos", "eos", "pad", "unk"):
+        identifier = getattr(tokenizer, f"{name}_token_id")
+        if identifier is not None:
+            getattr(writer, f"add_{name}_token_id")(identifier)
 
 
 def _tensors(state: dict[str, torch.Tensor], heads: int, kv_heads: int) -> list[tuple[str, NDArray[np.float32]]]:
@@ -81,6 +97,8 @@ def _tensors(state: dict[str, torch.Tensor], heads: int, kv_heads: int) -> list[
         values = tensor.float().numpy()
         if name == "model.embed_tokens.weight":
             out.append(("token_embd.weight", values))
+        elif name == "lm_head.weight" and "model.embed_tokens.weight" in state and not _tied(state):
+            out.append(("output.weight", values))
         elif name == "model.norm.weight":
             out.append(("output_norm.weight", values))
         elif name.startswith("model.layers."):
@@ -92,6 +110,10 @@ def _tensors(state: dict[str, torch.Tensor], heads: int, kv_heads: int) -> list[
                 values = values.reshape(rows, 2, -1, values.shape[1]).swapaxes(1, 2).reshape(values.shape)
             out.append((f"blk.{layer}.{part}.weight", np.ascontiguousarray(values)))
     return out
+
+
+def _tied(state: dict[str, torch.Tensor]) -> bool:
+    return state["lm_head.weight"].data_ptr() == state["model.embed_tokens.weight"].data_ptr()
 
 
 def survives(path: Path, threads: int) -> bool:

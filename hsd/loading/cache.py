@@ -8,6 +8,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from hsd.config import ModelSpec
+from hsd.gguf import gguf_files, missing_parts
 
 
 def hub_folder() -> Path:
@@ -20,6 +21,24 @@ def hub_folder() -> Path:
 def is_local(spec: ModelSpec) -> bool:
     """Whether the path names a folder, not a model of the hub."""
     return spec.path.startswith(("builtin:", ".", "/", "~"))
+
+
+def gguf_of(spec: ModelSpec) -> Path | None:
+    """The GGUF file of a model, the first one where it is split; None if it has none on this disk.
+
+    A folder that holds one GGUF model and nothing else that is read here need not name it.
+    """
+    if spec.path.lower().endswith(".gguf"):
+        file = local_folder(spec)
+        return file if file.is_file() else None
+    folder = local_folder(spec) if is_local(spec) else snapshot(spec)
+    if folder is None or not folder.is_dir():
+        return None
+    names = [entry.name for entry in folder.iterdir()]
+    if spec.file is None and any(name.endswith(".safetensors") for name in names):
+        return None
+    found = gguf_files(names, spec.file)
+    return folder / found[0] if len(found) == 1 else None
 
 
 def folder_of(spec: ModelSpec) -> Path | None:
@@ -63,6 +82,9 @@ def missing_files(folder: Path) -> list[str]:
 
 def on_disk(spec: ModelSpec) -> bool:
     """Whether a model can be loaded without a network."""
+    file = gguf_of(spec)
+    if file is not None:
+        return not missing_parts(file)
     folder = folder_of(spec)
     return folder is not None and not missing_files(folder)
 

@@ -11,6 +11,7 @@ from hsd.errors import ConfigError, LoadError
 from hsd.marks import Marks, Tokenizer, thinks
 from hsd.memory import MemoryFit
 from hsd.runtime import LanguageModel, wrap
+from hsd.runtime.llama_cpp.model import LlamaCppModel
 from hsd.runtime.rope import reads_anew, switch_length
 from hsd.types import LOOKUP, Dropped, FamilyInfo, check_name
 
@@ -123,7 +124,9 @@ def assemble(
     stored: Mapping[str, str] | None = None,
     dropped: Sequence[Dropped] = (),
 ) -> Loaded:
-    """A family of transformers models that are in memory, the target last; drafts that do not fit are left out.
+    """A family of models that are in memory, the target last; drafts that do not fit are left out.
+
+    Models are those of transformers, or of llama.cpp.
 
     Raises:
         LoadError: the target cannot be used.
@@ -215,6 +218,8 @@ def _shared_vocab(
 
 def _rows(model: Any) -> int:
     """Rows of the head; very many where a model shows none, which is found out later."""
+    if isinstance(model, LlamaCppModel):
+        return model.vocab
     try:
         return int(model.get_output_embeddings().weight.shape[0])
     except AttributeError:
@@ -235,6 +240,8 @@ def _unusable(name: str, model: Any, context: int, vocab: int) -> str | None:
 
 def _positions(model: Any) -> int:
     """Longest sequence that a model was made for; very many where its configuration sets no bound."""
+    if isinstance(model, LlamaCppModel):
+        return model.trained_context or 1 << 30
     config: Any = getattr(model, "config", None)
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
     return int(getattr(text, "max_position_embeddings", None) or 1 << 30)
@@ -248,6 +255,8 @@ def _steady(model: Any) -> int:
 
 
 def _parameters(model: Any) -> int:
+    if isinstance(model, LlamaCppModel):
+        return model.parameters
     # bitsandbytes packs two 4-bit weights into a byte; transformers knows how to count them.
     return (
         int(model.num_parameters()) if hasattr(model, "num_parameters") else sum(p.numel() for p in model.parameters())
@@ -256,8 +265,8 @@ def _parameters(model: Any) -> int:
 
 def _end_ids(model: Any, tokenizer: Any) -> tuple[int, ...]:
     """Tokens that end a reply: those that the model's files name, and what the template puts behind a reply."""
-    ends = set(Marks(tokenizer).end_ids)
-    for source in (getattr(model, "generation_config", None), model.config, tokenizer):
+    ends = {*Marks(tokenizer).end_ids, *getattr(tokenizer, "end_ids", ())}
+    for source in (getattr(model, "generation_config", None), getattr(model, "config", None), tokenizer):
         value = getattr(source, "eos_token_id", None)
         ends.update(value if isinstance(value, list | tuple) else [] if value is None else [value])
     if wrong := [end for end in ends if not isinstance(end, int)]:

@@ -24,7 +24,15 @@ from tqdm import tqdm
 
 from hsd.config import ModelSpec
 from hsd.errors import LoadError
-from hsd.loading.cache import folder_of, hub_folder, is_local, local_folder, missing_files
+from hsd.gguf import gguf_files, header, missing_parts
+from hsd.loading.cache import (
+    folder_of,
+    gguf_of,
+    hub_folder,
+    is_local,
+    local_folder,
+    missing_files,
+)
 from hsd.loading.kinds import named_by_files, not_a_model, refused
 
 Tell = Callable[[str, float, float], None]
@@ -46,14 +54,22 @@ class _File:
 
 
 def fetch(spec: ModelSpec, tell: Tell = lambda *_: None) -> Path:
-    """The folder with a model's files, downloaded if they are not on this disk. What is complete is used unasked.
+    """The folder with a model's files, or its GGUF file, downloaded if it is not on this disk.
+
+    What is complete is used unasked.
 
     Raises:
         LoadError: a folder without a model, no safetensors, no room on the disk, or a file that arrived damaged.
         Exception: whatever the hub's client raises; `explain` makes a sentence of it.
     """
+    file = gguf_of(spec)
+    if file is not None and not missing_parts(file):
+        header(file)
+        return file
     if is_local(spec):
         folder = local_folder(spec)
+        if spec.gguf:
+            raise refused(spec.name, spec.path, _no_gguf(spec, folder, file))
         if found := not_a_model(folder):
             raise refused(spec.name, spec.path, found)
         if lacks := missing_files(folder):
@@ -73,6 +89,19 @@ def fetch(spec: ModelSpec, tell: Tell = lambda *_: None) -> Path:
         if weights:  # a draft may bring no tokenizer; a target without one is told when it is read
             return weights
         raise
+
+
+def _no_gguf(spec: ModelSpec, place: Path, file: Path | None) -> tuple[str, str]:
+    """Why there is no GGUF model at a path, and a hint."""
+    if file is not None:
+        return f"{missing_parts(file)[0]} is missing, a part of {file.name}", "Download it too."
+    if not place.exists():
+        return f"there is no {place}", "Check its path."
+    names = gguf_files([entry.name for entry in place.iterdir()]) if place.is_dir() else []
+    found = gguf_files(names, spec.file)
+    if found:
+        return f"'{spec.file}' names {len(found)} files, like {found[0]}", "Name one of them."
+    return f"'{spec.file}' names no GGUF file there", f"There are: {', '.join(names[:5]) or 'none'}."
 
 
 def not_here(spec: ModelSpec, why: str, hint: str) -> LoadError:
@@ -108,7 +137,7 @@ def _download(spec: ModelSpec, tell: Tell) -> Path:
             tqdm_class=progress.bar(f"downloading {spec.path}"),
             max_workers=4,
         )
-    return Path(folder)
+    return Path(folder) if spec.file is None else (gguf_of(spec) or Path(folder))
 
 
 def _listing(api: Any, spec: ModelSpec) -> tuple[list[_File], str]:
@@ -122,6 +151,8 @@ def _listing(api: Any, spec: ModelSpec) -> tuple[list[_File], str]:
             size = entry.size if entry.lfs is None else entry.lfs.size
             found.append(_File(entry.path, int(size), None if entry.lfs is None else entry.lfs.sha256))
     names = {f.name for f in found}
+    if spec.file is not None:
+        return _gguf_listing(spec, found), commit
     endings = (*_SMALL_FILES, ".py") if spec.trust_remote_code else _SMALL_FILES
     if other := named_by_files(names):
         raise refused(spec.name, spec.path, other)
@@ -132,6 +163,17 @@ def _listing(api: Any, spec: ModelSpec) -> tuple[list[_File], str]:
         raise refused(spec.name, spec.path, ("it has no safetensors", "Choose a model with safetensors."))
     small = [f for f in found if f.name.endswith(endings)]
     return [*small, *weights], commit
+
+
+def _gguf_listing(spec: ModelSpec, found: list[_File]) -> list[_File]:
+    """The files of the GGUF model that is wanted: one, or all parts of a split one."""
+    names = gguf_files([f.name for f in found], spec.file)
+    if len(names) != 1:
+        there = ", ".join(names[:5] or gguf_files([f.name for f in found])[:5]) or "none"
+        what = f"{len(names)} GGUF files" if names else "no GGUF file"
+        raise refused(spec.name, spec.path, (f"'{spec.file}' names {what} there", f"There are: {there}."))
+    stem = names[0].partition("-00001-of-")
+    return [f for f in found if f.name == names[0] or (stem[1] and f.name.startswith(f"{stem[0]}-"))]
 
 
 def _held(store: Path, commit: str, file: _File) -> int:

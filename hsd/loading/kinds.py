@@ -87,7 +87,8 @@ _CONVERT = (
     "safetensors."
 )
 _FORMATS: tuple[tuple[str, str, str], ...] = (
-    (r".*\.gguf|.*ggml.*\.bin|.*\.llamafile", "holds {}, weights for llama.cpp (GGUF)", _ORIGINAL),
+    (r".*\.gguf", "holds GGUF files, like {}", "Name one of them: as the path, or with file: '*Q4_K_M.gguf'."),
+    (r".*ggml.*\.bin|.*\.llamafile", "holds {}, an older form of llama.cpp's files", _ORIGINAL),
     (r"Modelfile|manifests", "holds a model of Ollama ({})", _ORIGINAL),
     (r".*\.onnx|onnx", "holds an ONNX model ({})", _ORIGINAL),
     (r"openvino_\w+\.xml", "holds an OpenVINO model ({})", _ORIGINAL),

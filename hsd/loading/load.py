@@ -18,6 +18,7 @@ from hsd.loading.cache import damage
 from hsd.loading.estimate import GB, LEAST_CONTEXT, fit, measured
 from hsd.loading.explain import readable
 from hsd.loading.family import Loaded, assemble
+from hsd.loading.gguf_models import check_gguf, gguf_tokenizer, read_gguf
 from hsd.loading.hub import fetch
 from hsd.loading.kinds import cannot_run, config_of, not_a_model, refused
 from hsd.loading.place import device_of, gpus, place_of, sharing
@@ -110,7 +111,8 @@ def _load(family: Family, device: str, dtype: str | None, tell: Progress) -> Loa
         _refuse(family, found)
         dropped += _left_out(found)
     wanted = [m for m in wanted if m.name in folders and m.name not in found.dropped]
-    tokenizer = read_tokenizer(target, folders[target.name])
+    # llama.cpp reads a tokenizer with the weights.
+    tokenizer: Any = None if _is_gguf(folders[target.name]) else read_tokenizer(target, folders[target.name])
     if found.context < found.wanted_context:  # what the target was not made for is told where it is assembled
         family = dataclasses.replace(family, context=found.context)
     models, weights = dict[str, Any](), dict[str, float]()
@@ -120,9 +122,13 @@ def _load(family: Family, device: str, dtype: str | None, tell: Progress) -> Loa
         share = _share(tell, spec, step, total / 2 + done, total)
         place = _place(spec, at, device, spec is target)
         try:
-            if spec is not target:
-                check_tokenizer(spec, tokenizer, folders[spec.name])
-            model = read_model(spec, place, dtype, folders[spec.name], packed=found.packed, share=share)
+            file = folders[spec.name]
+            if _is_gguf(file):
+                model, tokenizer = _read_gguf(spec, file, family.context, tokenizer, share)
+            else:
+                if spec is not target:
+                    check_tokenizer(spec, tokenizer, file)
+                model = read_model(spec, place, dtype, file, packed=found.packed, share=share)
             models[spec.name], weights[spec.name] = model, float(held_bytes(model))
             del model
         except LoadError as error:
@@ -148,6 +154,8 @@ def _fetched(spec: ModelSpec, done: int, total: float, tell: Progress) -> Path:
     tell(LoadProgress(spec.name, f"looking for {spec.path}", done, total))
     with readable(spec):
         folder = fetch(spec, told)
+        if _is_gguf(folder):
+            return folder
         if found := not_a_model(folder) or cannot_run(config_of(folder)):
             raise refused(spec.name, spec.path, found)
         wrong = damage(folder)
@@ -157,6 +165,20 @@ def _fetched(spec: ModelSpec, done: int, total: float, tell: Progress) -> Path:
             f"Delete {folder} and fetch it anew." if spec.path != str(folder) else "Restore the file.",
         )
     return folder
+
+
+def _read_gguf(
+    spec: ModelSpec, file: Path, context: int, tokenizer: Any, share: Callable[[float], None]
+) -> tuple[Any, Any]:
+    """A GGUF model and the family's tokenizer: the given one, which a draft is held to, or the target's own."""
+    if tokenizer is not None:
+        check_gguf(file, tokenizer)
+    model = read_gguf(spec, file, context, share)
+    return model, tokenizer or gguf_tokenizer(model)
+
+
+def _is_gguf(file: Path) -> bool:
+    return file.suffix.lower() == ".gguf"
 
 
 def _place(spec: ModelSpec, at: str, device: str, is_target: bool) -> str:

@@ -14,6 +14,7 @@ import torch
 
 from hsd.config import Family, ModelSpec
 from hsd.errors import ConfigError
+from hsd.loading.cache import gguf_of
 from hsd.loading.estimate import GB, Place
 
 LIMIT = "HSD_MEMORY_GB"
@@ -61,6 +62,8 @@ def device_of(spec: ModelSpec, override: str = "auto") -> str:
     Raises:
         ConfigError: a device that this machine or this torch does not have.
     """
+    if spec.gguf or gguf_of(spec) is not None:
+        return "cpu"  # its logits are there, and llama.cpp places the layers
     wanted = override if override != "auto" else spec.device
     if wanted == "auto":
         here = gpus()

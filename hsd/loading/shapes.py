@@ -9,15 +9,17 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from hsd import gguf
 from hsd.config import ModelSpec
-from hsd.loading.cache import folder_of
+from hsd.errors import LoadError
+from hsd.loading.cache import folder_of, gguf_of
 from hsd.loading.kinds import bitsandbytes_of, config_of, stored_bytes, unpacked_without_gpu
 
 # What transformers' configuration classes fill in where config.json is silent.
@@ -48,6 +50,7 @@ class Shape:
         stored: bytes of a linear weight in a checkpoint that is stored quantized (AWQ, GPTQ, FP8 …), with its scales; 0
             where it is stored as it is, or by bitsandbytes.
         needs_gpu: such weights are unpacked where there is no GPU.
+        cached: bytes of a number in the cache; 0 where the device decides that.
     """
 
     embedding: int
@@ -67,6 +70,7 @@ class Shape:
     exact: bool = True
     stored: float = 0.0
     needs_gpu: bool = False
+    cached: int = 0
 
     @property
     def parameters(self) -> int:
@@ -83,6 +87,12 @@ def stored_by(spec: ModelSpec) -> ModelSpec:
 
 def shape_of(spec: ModelSpec) -> Shape | None:
     """A model's shape, from its folder or from what is published; None where neither says."""
+    file = gguf_of(spec)
+    if file is not None:
+        try:
+            return of_gguf([gguf.header(part) for part in gguf.parts(file)])
+        except LoadError:
+            return None  # loading it will say what is wrong with it
     folder = folder_of(spec)
     if folder is not None:
         try:
@@ -92,6 +102,37 @@ def shape_of(spec: ModelSpec) -> Shape | None:
             return None  # loading it will say what is wrong with it
     config = published().get(spec.path)
     return None if config is None else counted(config)
+
+
+def of_gguf(headers: Sequence[gguf.Header]) -> Shape:
+    """Counts a GGUF model by the headers of its files, the first of which has the settings."""
+    first, tensors = headers[0], [tensor for header in headers for tensor in header.tensors]
+    weights, size = sum(t.weights for t in tensors), sum(t.size for t in tensors)
+    hidden, heads = int(first.get("embedding_length", 0)), _most(first.get("attention.head_count", 1)) or 1
+    tokens = first.values.get("tokenizer.ggml.tokens", 0)
+    return Shape(
+        embedding=0,
+        head=0,
+        linear=weights,
+        rows=0,
+        other=0,
+        vision=0,
+        layers=int(first.get("block_count", 0)),
+        heads=heads,
+        kv_heads=_most(first.get("attention.head_count_kv", heads)),
+        head_dim=int(first.get("attention.key_length", 0)) or hidden // heads,
+        hidden=hidden,
+        intermediate=_most(first.get("feed_forward_length", 0)),
+        vocab=tokens if isinstance(tokens, int) else len(tokens) or int(first.get("vocab_size", 0)),
+        positions=first.positions,
+        stored=size / max(weights, 1),
+        cached=2,
+    )
+
+
+def _most(value: Any) -> int:
+    """A number of a GGUF file, the largest where every layer has its own."""
+    return max(map(int, value), default=0) if isinstance(value, list) else int(value)
 
 
 @functools.cache

@@ -18,6 +18,7 @@ from hsd.loading.hub import fetch
 from hsd.loading.kinds import config_of, quantization_of
 from hsd.loading.place import fast_bf16
 from hsd.marks import Tokenizer
+from hsd.runtime.llama_cpp.model import LlamaCppModel
 from hsd.runtime.packed import ATTRIBUTE, attach, collect
 from hsd.runtime.upgrades import native_possible
 
@@ -200,6 +201,8 @@ def language_part(model: Any) -> Any:
 
 def held_bytes(model: Any) -> int:
     """Bytes of a model's weights in memory, with the scales that bitsandbytes keeps beside them."""
+    if isinstance(model, LlamaCppModel):
+        return model.weight_bytes
     seen: dict[int, int] = {}
 
     def count(value: Any) -> None:

@@ -6,6 +6,7 @@ from hsd.errors import LoadError
 from hsd.runtime.base import MAX_WIDTH, PREFILL_WIDTH, Drafting, KVCache, LanguageModel
 from hsd.runtime.fallback import DAMAGED, NO_NUMBERS, TransformersModel
 from hsd.runtime.lean import LeanModel
+from hsd.runtime.llama_cpp.model import LlamaCppModel
 from hsd.runtime.reader import Meter, Pass, Reader
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "KVCache",
     "LanguageModel",
     "LeanModel",
+    "LlamaCppModel",
     "Meter",
     "Pass",
     "Reader",
@@ -26,11 +28,15 @@ __all__ = [
 def wrap(name: str, model: Any, context: int) -> LanguageModel:
     """The fastest means there is for a loaded transformers model: lean where its shape allows, else its own forward.
 
+    A model of llama.cpp is one already.
+
     Raises:
         LoadError: the model cannot go on with a text token by token.
     """
     from hsd.runtime import lean, rope
 
+    if isinstance(model, LlamaCppModel):
+        return model
     model.eval()
     if lean.refusal(model) is None:
         return _tried(LeanModel(name, model, context))

@@ -6,9 +6,9 @@ Above this package nothing knows how a step is computed. `lean.LeanModel`, `fall
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -103,4 +103,13 @@ class LanguageModel(Protocol):
         Returns:
             float logits `(last, vocab)`, valid until the next call.
         """
+        ...
+
+
+@runtime_checkable
+class Interruptible(Protocol):
+    """A model that can be stopped inside a wide pass."""
+
+    def prefill(self, ids: Sequence[int], cache: Any, stop: Callable[[], bool]) -> bool:
+        """Reads a piece of a prompt; False if `stop` said so meanwhile, and then nothing of it is cached."""
         ...

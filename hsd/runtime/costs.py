@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,8 @@ BUCKETS = (512, 2048, 8192)
 
 _PLACES = (128, 1024, 4096, 16384)  # a context inside each bucket at which it is measured
 _KEEP = 33  # newest samples per width and bucket; their median follows a machine that slows down within a reply or two
+_LONGEST = 2.0  # seconds that measuring in one bucket takes, but for a first round over all widths
+_ALLOCATES = 0.005  # seconds of a pass that the allocations of a first one can be seen in
 _SWEEPS = 15  # newest measurements of all widths together, per bucket
 
 
@@ -54,7 +57,8 @@ class StepCosts:
     ) -> None:
         """Runs passes of the given widths at a context inside each bucket and keeps their times.
 
-        Buckets that the model's context does not reach are left out. `stop` is asked before every pass.
+        Buckets that the model's context does not reach are left out. A model that is slow is measured in fewer rounds,
+        and not behind a long context, which takes it long to read. `stop` is asked before every pass.
         """
         reader = Reader(self._model, self._model.new_cache())
         text = [i % min(self._model.vocab, 1000) for i in range(self._model.context)]
@@ -62,22 +66,27 @@ class StepCosts:
             place = max(min(_PLACES[at], self._model.context - MAX_WIDTH - 1), 0)
             if bucket(place) != at:
                 continue
+            begun = time.monotonic()
             if not reader.prefill(text[:place], stop):
                 return
             # Rounds over all widths, not all repeats of one: a busy moment then touches every width a little.
             for turn in range(repeats + 1):
+                if turn and time.monotonic() - begun > _LONGEST:
+                    break
                 for width in widths:
                     if stop():
                         return
                     reader.rewind(place)
                     reader.read(text[: place + width], width)
-                    if turn == 0:
+                    if turn == 0 and reader.meter.passes[-1].seconds < _ALLOCATES:
                         reader.meter.passes.pop()  # the first pass of a width allocates
             self.add(reader.meter.passes)
             if len(widths) > 1:
                 for entry in reader.meter.passes:
                     self._swept[bucket(entry.context), entry.width].append(entry.seconds * 1000)
             reader.meter.passes.clear()
+            if time.monotonic() - begun > _LONGEST:
+                return
 
     def add(self, passes: Iterable[Pass]) -> None:
         """Takes the passes of a reply into account."""

@@ -9,7 +9,15 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from hsd.runtime.base import LONGEST_BLOCK, MAX_WIDTH, PREFILL_WIDTH, Drafting, KVCache, LanguageModel
+from hsd.runtime.base import (
+    LONGEST_BLOCK,
+    MAX_WIDTH,
+    PREFILL_WIDTH,
+    Drafting,
+    Interruptible,
+    KVCache,
+    LanguageModel,
+)
 from hsd.runtime.cache import LeanCache
 from hsd.runtime.lean import LeanModel
 
@@ -148,7 +156,20 @@ class Reader:
                 return False
             start = self.cache.length
             width = 1 if start and self.model.single else PREFILL_WIDTH
-            self._forward(sequence[start : start + width], 0)
+            if not self._piece(sequence[start : start + width], stop):
+                return False
+        return True
+
+    def _piece(self, ids: Sequence[int], stop: Callable[[], bool]) -> bool:
+        """Reads a piece of a prompt; False if it was stopped inside the pass, where the model can be."""
+        model = self.model
+        if not isinstance(model, Interruptible):
+            self._forward(ids, 0)
+            return True
+        before, begun = self.cache.length, time.perf_counter()
+        if not model.prefill(ids, self.cache, stop):
+            return False
+        self.meter.keep(Pass(len(ids), before, 0, time.perf_counter() - begun))
         return True
 
     def draft(

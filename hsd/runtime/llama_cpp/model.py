@@ -1,0 +1,327 @@
+"""A GGUF model as a level: llama.cpp reads, this keeps one cache per conversation and rewinds it.
+
+A model has one context of the library with one sequence. The cache that was used last lies in it; those of other
+conversations are kept as the bytes that the library writes of a sequence, and written back when they are used again.
+That needs neither a context per conversation nor a layout that this program would have to know.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import statistics
+import time
+import weakref
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import torch
+from torch import Tensor
+
+from hsd.errors import LoadError, ModelError
+from hsd.runtime.base import MAX_WIDTH, PREFILL_WIDTH
+from hsd.runtime.llama_cpp.library import ABORT, PROGRESS, Library
+
+_SEQUENCE = 0
+_WIDEST = max(MAX_WIDTH, PREFILL_WIDTH)
+_ABORTED = 2  # llama_decode: the abort callback said so
+_TRIES = 5  # passes by which a number of threads is measured
+
+# Offsets in bytes of the fields that are written, all at the head of the structs.
+_N_GPU_LAYERS, _PROGRESS = 16, 40
+_N_CTX, _N_BATCH, _N_UBATCH, _N_RS_SEQ = 0, 4, 8, 16
+
+
+class LlamaCache:
+    """Keys and values of one sequence: in the model's context, or the bytes that were saved of them."""
+
+    def __init__(self, model: LlamaCppModel) -> None:
+        self._model = model
+        self.length = 0
+        self.saved: np.ndarray | None = None
+
+    @property
+    def nbytes(self) -> int:
+        return self.saved.nbytes if self.saved is not None else self.length * self._model.bytes_per_token
+
+    def copy(self, length: int) -> LlamaCache:
+        new = LlamaCache(self._model)
+        if length and (length == self.length or self._model.cuttable):
+            new.saved = self.saved.copy() if self.saved is not None else self._model.save(self)
+            new.length = self.length
+            new.rewind(length)
+        return new
+
+    def rewind(self, length: int) -> None:
+        if length != self.length:
+            self.length = self._model.cut(self, length)
+
+
+class LlamaCppModel:
+    """A `LanguageModel` whose passes are the library's.
+
+    Args:
+        name: its name in the family.
+        path: the GGUF file, the first of them where it is split.
+        context: longest sequence in tokens.
+        library: see `library.library`.
+        gpu_layers: layers on the GPU; -1 is all of them.
+        share: told which part has been read, 0 to 1.
+
+    Raises:
+        LoadError: the library refuses the file.
+    """
+
+    device = torch.device("cpu")  # where its logits are
+    single = False
+
+    def __init__(
+        self,
+        name: str,
+        path: Path,
+        context: int,
+        library: Library,
+        gpu_layers: int = 0,
+        share: Callable[[float], None] = lambda _: None,
+    ) -> None:
+        self.name, self.path = name, path
+        self._lib = library
+        self._stop: Callable[[], bool] | None = None
+        self._owner: weakref.ref[LlamaCache] | None = None
+        self._model = self._load(path, gpu_layers, share)
+        self._close = weakref.finalize(self, library.llama_model_free, self._model)
+        self.vocabulary = library.llama_model_get_vocab(self._model)
+        self.vocab: int = library.llama_vocab_n_tokens(self.vocabulary)
+        self.trained_context: int = library.llama_model_n_ctx_train(self._model)
+        self.parameters: int = library.llama_model_n_params(self._model)
+        self.weight_bytes: int = library.llama_model_size(self._model)
+        self.gpu_layers = gpu_layers
+        self.dtype = self._described()
+        self.context = min(context, self.trained_context) if self.trained_context > 0 else context
+        self._context = self._make_context()
+        self._close_context = weakref.finalize(self, library.llama_free, self._context)
+        self._close_context.atexit = self._close.atexit = False  # the library's own end comes in no known order
+        self._memory = library.llama_get_memory(self._context)
+        self._batch = library.llama_batch_init(_WIDEST, 0, 1)
+        self._tokens, self._positions, self._wanted = self._arrays()
+        self._abort = ABORT(lambda _: self._stop is not None and self._stop())
+        self.threads = self._choose_threads()
+        self.bytes_per_token = self._measure_bytes()
+        self.cuttable = self._can_cut()
+
+    @property
+    def kind(self) -> str:
+        on = "cpu" if not self.gpu_layers else "gpu" if self.gpu_layers < 0 else f"gpu{self.gpu_layers}"
+        return f"llama.cpp-{self._lib.found.origin}-{self._lib.version}-{on}-{self.threads}"
+
+    def new_cache(self) -> LlamaCache:
+        return LlamaCache(self)
+
+    def forward(self, ids: Sequence[int], cache: LlamaCache, last: int) -> Tensor:
+        """See `LanguageModel.forward`."""
+        self._bring(cache)
+        width, lib = len(ids), self._lib
+        if cache.length + width > self.context:
+            raise ModelError(self.name, f"position {cache.length + width} of {self.context} was asked for.")
+        self._tokens[:width] = ids
+        if not 0 <= self._tokens[:width].min() <= self._tokens[:width].max() < self.vocab:
+            raise IndexError("a token id is none of those that it knows")
+        self._positions[:width] = np.arange(cache.length, cache.length + width, dtype=np.int32)
+        self._wanted[:width] = 0
+        self._wanted[width - last : width] = 1
+        self._batch.n_tokens = width
+        status = lib.llama_decode(self._context, self._batch)
+        if status:
+            self._undo(cache)
+            if status == _ABORTED:
+                return torch.empty((0, self.vocab))
+            raise ModelError(self.name, f"llama.cpp failed ({status}): {lib.said() or 'it said nothing'}.")
+        cache.length += width
+        if not last:
+            # Otherwise the time of the pass would be that of the next one.
+            lib.llama_synchronize(self._context)
+            return torch.empty((0, self.vocab))
+        begin = lib.llama_get_logits_ith(self._context, width - last)
+        kind = ctypes.c_float * (last * self.vocab)
+        return torch.from_numpy(np.ctypeslib.as_array(kind.from_address(begin)).reshape(last, self.vocab))
+
+    def prefill(self, ids: Sequence[int], cache: LlamaCache, stop: Callable[[], bool]) -> bool:
+        """Reads a piece of a prompt; `stop` is asked inside the pass, on processors. False if it stopped."""
+        before, self._stop = cache.length, stop
+        # The library asks before every operation of a pass, which costs too much in the short ones.
+        self._lib.llama_set_abort_callback(self._context, self._abort, None)
+        try:
+            self.forward(ids, cache, 0)
+        finally:
+            self._stop = None
+            self._lib.llama_set_abort_callback(self._context, ABORT(), None)
+        return cache.length == before + len(ids)
+
+    def cut(self, cache: LlamaCache, length: int) -> int:
+        """Keeps the first `length` tokens of a cache; how many it holds then: none where this cannot be."""
+        self._bring(cache)
+        if not length or not self.cuttable:
+            self._lib.llama_memory_clear(self._memory, True)
+            return 0
+        if not self._lib.llama_memory_seq_rm(self._memory, _SEQUENCE, length, -1):
+            self._lib.llama_memory_clear(self._memory, True)
+            return 0
+        return length
+
+    def save(self, cache: LlamaCache) -> np.ndarray:
+        """What a cache in the context holds, as bytes."""
+        size = self._lib.llama_state_seq_get_size(self._context, _SEQUENCE)
+        data = np.empty(size, dtype=np.uint8)
+        wrote = self._lib.llama_state_seq_get_data(self._context, data.ctypes.data, size, _SEQUENCE)
+        if wrote != size:
+            raise ModelError(self.name, "llama.cpp did not save a conversation.")
+        return data
+
+    # Which cache lies in the context
+
+    @property
+    def _holder(self) -> LlamaCache | None:
+        return self._owner() if self._owner else None
+
+    def _bring(self, cache: LlamaCache) -> None:
+        """Puts a cache into the context; the one that lies there is saved, if anybody may still want it."""
+        holder = self._holder
+        if holder is cache:
+            return
+        if holder is not None and holder.length:
+            holder.saved = self.save(holder)
+        self._lib.llama_memory_clear(self._memory, True)
+        self._owner = weakref.ref(cache)
+        saved, cache.saved = cache.saved, None
+        if saved is None:
+            return
+        read = self._lib.llama_state_seq_set_data(self._context, saved.ctypes.data, saved.nbytes, _SEQUENCE)
+        if read != saved.nbytes:
+            self._lib.llama_memory_clear(self._memory, True)
+            cache.length = 0
+            raise ModelError(self.name, "llama.cpp did not bring a conversation back.", "Send it again.")
+
+    def _undo(self, cache: LlamaCache) -> None:
+        """After a pass that did not end: what it has written is taken out."""
+        before = cache.length
+        if not before or not self._lib.llama_memory_seq_rm(self._memory, _SEQUENCE, before, -1):
+            self._lib.llama_memory_clear(self._memory, True)
+            cache.length = 0
+
+    # Loading
+
+    def _load(self, path: Path, gpu_layers: int, share: Callable[[float], None]) -> int:
+        lib = self._lib
+        parameters = lib.llama_model_default_params()
+        if parameters.words(10)[:4] == (0, 0, 0, 0):  # two pointers that are empty, as they are known
+            layers = gpu_layers if gpu_layers >= 0 else 1 << 20
+            parameters.write("i", _N_GPU_LAYERS, layers)
+
+        def told(part: float, _: Any) -> bool:
+            share(part)
+            return True
+
+        callback = PROGRESS(told)
+        parameters.write("Q", _PROGRESS, ctypes.cast(callback, ctypes.c_void_p).value or 0)
+        lib.said()
+        model = lib.llama_model_load_from_file(os.fsencode(path), parameters)
+        if not model:
+            raise LoadError(
+                f"llama.cpp cannot load {path.name}: {lib.said() or 'it does not say why'}.",
+                "Download the file again, or install a newer llama.cpp.",
+            )
+        if lib.llama_model_has_encoder(model) or not lib.llama_model_has_decoder(model):
+            lib.llama_model_free(model)
+            raise LoadError(f"{path.name} holds no model that writes text from left to right.", "Choose another.")
+        return int(model)
+
+    def _make_context(self) -> int:
+        lib = self._lib
+        parameters = lib.llama_context_default_params()
+        for offset, value in ((_N_CTX, self.context), (_N_BATCH, _WIDEST), (_N_UBATCH, _WIDEST)):
+            parameters.write("I", offset, value)
+        if self._recurrent and lib.rewinds_states:
+            parameters.write("I", _N_RS_SEQ, MAX_WIDTH + 1)
+        context = lib.llama_init_from_model(self._model, parameters)
+        if not context:
+            raise LoadError(
+                f"There is no memory for {self.context} tokens of '{self.name}': {lib.said() or 'no reason is given'}.",
+                "Choose a shorter context.",
+            )
+        return int(context)
+
+    @property
+    def _recurrent(self) -> bool:
+        """Whether some of its layers keep a state in the place of keys and values."""
+        kinds = ("llama_model_is_recurrent", "llama_model_is_hybrid")
+        return any(getattr(self._lib, kind)(self._model) for kind in kinds if hasattr(self._lib, kind))
+
+    def _arrays(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The batch's memory as arrays: token ids, positions, and which logits are wanted."""
+        batch = self._batch
+        for at in range(_WIDEST):
+            batch.n_seq_id[at] = 1
+            batch.seq_id[at][0] = _SEQUENCE
+        held = (batch.token, batch.pos, batch.logits)
+        tokens, positions, wanted = (np.ctypeslib.as_array(part, shape=(_WIDEST,)) for part in held)
+        return tokens, positions, wanted
+
+    def _choose_threads(self) -> int:
+        """The number of threads with which narrow passes take least time here; wide ones take all cores."""
+        cores = psutil.cpu_count(logical=False) or os.cpu_count() or 1
+        if hasattr(os, "sched_getaffinity"):
+            cores = min(cores, len(os.sched_getaffinity(0)))
+        tried = sorted({max(1, cores // 2), max(1, cores - 1), cores})
+        if len(tried) == 1 or self.gpu_layers < 0:
+            self._lib.llama_set_n_threads(self._context, cores, cores)
+            return cores
+        taken = {}
+        for count in tried:
+            self._lib.llama_set_n_threads(self._context, count, cores)
+            taken[count] = self._narrow_seconds()
+        # A thread more must be worth what it takes from other programs.
+        best = min(tried, key=lambda count: taken[count] * (1 + 0.02 * count))
+        self._lib.llama_set_n_threads(self._context, best, cores)
+        return best
+
+    def _narrow_seconds(self) -> float:
+        cache, taken = self.new_cache(), []
+        self.forward([0], cache, 1)
+        for token in range(_TRIES):
+            begun = time.perf_counter()
+            self.forward([token], cache, 1)
+            taken.append(time.perf_counter() - begun)
+        return statistics.median(taken)
+
+    def _measure_bytes(self) -> int:
+        """Bytes that the library saves of one token."""
+        cache, sizes = self.new_cache(), []
+        for token in (0, 1):
+            self.forward([token], cache, 0)
+            sizes.append(int(self._lib.llama_state_seq_get_size(self._context, _SEQUENCE)))
+        return max(sizes[1] - sizes[0], 1)
+
+    def _can_cut(self) -> bool:
+        """Reads, cuts and reads again, and compares with reading at once: 18 tokens, of which the last 16 are cut."""
+        text = [at % self.vocab for at in range(MAX_WIDTH + 2)]
+        self.cuttable = True
+        cut, fresh = self.new_cache(), self.new_cache()
+        self.forward(text[:2], cut, 1)
+        self.forward(text[2:], cut, 1)
+        cut.rewind(2)
+        if cut.length != 2:
+            return False
+        after = self.forward([3 % self.vocab], cut, 1).clone()
+        self.forward(text[:2], fresh, 1)
+        once = self.forward([3 % self.vocab], fresh, 1)
+        return bool((after - once).abs().max() <= 0.05 * once.abs().max().clamp(min=1e-6))
+
+    def _described(self) -> str:
+        text = ctypes.create_string_buffer(128)
+        self._lib.llama_model_desc(self._model, text, 128)
+        # "qwen2 1.5B Q4_K - Medium": kind, size, and how the weights are stored.
+        words = text.value.decode("utf-8", "replace").split(maxsplit=2)
+        return words[2].replace(" - ", "_").lower() if len(words) > 2 else "gguf"

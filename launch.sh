@@ -353,7 +353,7 @@ run_tests() {
     status=${PIPESTATUS[0]}
     set -e
 
-    closing=$(grep -E ' in [0-9.]+s( |$)' "$out" | tail -n 1) || closing="pytest printed no closing line."
+    closing=$(grep -aE ' in [0-9.]+s( |$)' "$out" | tail -n 1) || closing="pytest printed no closing line."
     if [ -n "$failed" ]; then
         say "Failed before pytest:${failed} (see above)."
         [ "$status" -ne 0 ] || status=1

@@ -71,11 +71,11 @@ class Exchange:
         wanted = name.encode()
         return [bytes(value) for key, value in self._scope["headers"] if key == wanted]
 
-    async def body(self, most: int = MOST_BYTES, seconds: float = BODY_SECONDS) -> bytes:
+    async def body(self, most: int = MOST_BYTES, seconds: float | None = None) -> bytes:
         """The body, of at most so many bytes. What is too large is not read to its end.
 
         Args:
-            seconds: that it may take, in addition to those for its size.
+            seconds: that it may take, in addition to those for its size; None is `BODY_SECONDS`.
 
         Raises:
             ApiError: it is too large, or does not come.
@@ -84,7 +84,7 @@ class Exchange:
         if self.declared > most:
             raise too_large(most)
         body = bytearray()
-        until = asyncio.get_running_loop().time() + seconds
+        until = asyncio.get_running_loop().time() + (BODY_SECONDS if seconds is None else seconds)
         try:
             async with asyncio.timeout_at(until) as limit:
                 more = True

@@ -160,4 +160,5 @@ def condition(words: str) -> tuple[str, list[str]]:
             found = "SELECT number FROM search_rows WHERE instr(text, ?)"
             values.append(word)
         parts.append(f"c.id IN (SELECT conversation_id FROM search_rows WHERE number IN ({found}))")
-    return " AND ".join(parts) or "1", values
+    # Words of which nothing is left, like a zero byte alone, are in no text.
+    return " AND ".join(parts) or ("0" if words.strip() else "1"), values

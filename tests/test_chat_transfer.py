@@ -102,7 +102,7 @@ def test_a_file_that_is_none_of_ours_is_refused(library: Library, text: str) -> 
 
 
 @pytest.mark.parametrize(
-    "settings", [None, [], {"temperature": "<b>"}, {"seed": {}}, {"system": 3}, {"max_tokens": -1}]
+    "settings", [None, [], {"temperature": "<b>"}, {"seed": {}}, {"system": 3}, {"max_tokens": -2}]
 )
 def test_impossible_settings_are_left_out(library: Library, settings: Any) -> None:
     again = library.imported(export(library, settings=settings, leaf_id="nobody", title=["<i>"] * 100))

@@ -105,7 +105,7 @@ def test_an_id_outside_the_vocabulary_is_one_sentence(settings):
         {"temperature": "hot"},
         {"top_p": 0},
         {"top_p": 1.1},
-        {"top_k": -1},
+        {"top_k": -2},
         {"top_k": 1.5},
         {"min_p": 1},
         {"repetition_penalty": 0},

@@ -62,9 +62,19 @@
     [sent, since, begun] = [text, Date.now(), shown === "new"];
   };
 
+  // Enter twice means one message: the text is in the box until it is known that it was stored. Where nothing comes
+  // back, it can be sent again soon.
+  const onItsWay = () => sent !== null && Date.now() - since < 2000 && box()?.value === sent;
+
   addEventListener("input", (event) => { if (event.target === box()) keep(); });
   addEventListener("click", (event) => {
-    if (event.target.closest?.("#message .submit-button")) sending();
+    if (event.target.closest?.("#message .submit-button")) {
+      if (onItsWay()) {
+        event.preventDefault();
+        return void event.stopImmediatePropagation();
+      }
+      sending();
+    }
     // The buttons go when they have been used, and a new chat is begun to write; the keyboard goes to the box.
     if (matchMedia("(hover: hover)").matches && event.target.closest?.("#message button, #new")) box()?.focus();
   }, true);

@@ -185,7 +185,7 @@ def _launch(session: Session, arguments: Arguments, password: str | None) -> tup
     page.queue(default_concurrency_limit=None, status_update_rate=3600)
     page._queue.sleep_when_free, page._queue.progress_update_sleep_when_free = 0.01, 1.0
     key = checked_key(arguments.api_key)
-    # Without a key only for whoever could use the page as well: at this machine, and where it asks for no password.
+    # Without a key the API answers those who can use the page too: this machine, where no password is asked for.
     api = Api(_mounted(page), session=session, key=key, free=arguments.local and password is None)
     login = None
     if password is not None:

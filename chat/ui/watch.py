@@ -101,7 +101,7 @@ _NEVER = object()
 class Given:
     """What a tab was last given of a group: the keys of its parts, and a mark that came with their values.
 
-    `held` is since when a part waits that stands beside a reply; `acted` what the tab's person had done by then.
+    `held`: since when a part beside a reply waits. `acted`: what the person of the tab had done by then.
     """
 
     keys: list[Any]

@@ -11,7 +11,6 @@ from click.core import ParameterSource
 
 import hsd
 from chat import app
-from chat.environment import open_output
 
 
 @click.command("chat")
@@ -64,7 +63,7 @@ from chat.environment import open_output
 @click.option("--no-browser", is_flag=True, help="Do not open the browser.")
 def chat(no_browser: bool, password_file: str | None, api_key_file: str | None, **options: Any) -> None:
     """Chat with a family of models in the browser."""
-    open_output()
+    hsd.open_output()
     try:
         for option, file in (("password", password_file), ("api_key", api_key_file)):
             if file is not None:

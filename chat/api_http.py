@@ -203,3 +203,17 @@ def too_large(most: int) -> ApiError:
         "Send fewer or shorter messages.",
         code="request_too_large",
     )
+
+
+def replayed(body: bytes, receive: Any) -> Any:
+    """A `receive` of ASGI that gives a body that was read, once, and then what else comes."""
+    given = False
+
+    async def replay() -> Any:
+        nonlocal given
+        if given:
+            return await receive()
+        given = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return replay

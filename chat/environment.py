@@ -74,16 +74,6 @@ def temporary_folder(data: Path) -> tempfile.TemporaryDirectory[str]:
     raise hsd.StoreError(f"No temporary folder can be made, not even in {data}.", "Set TMPDIR to a folder with room.")
 
 
-def open_output() -> None:
-    """Let printing fail neither for letters that the terminal does not have, nor where there is no output at all."""
-    for name in ("stdin", "stdout", "stderr"):
-        stream = getattr(sys, name)
-        if stream is None:  # it was closed at the start; the next file that is opened would get its number
-            setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w", encoding="utf-8"))  # noqa: SIM115
-        elif name != "stdin" and hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")
-
-
 def say(text: str) -> None:
     """Print a line. A terminal or a pipe that is gone ends nothing: there are conversations to be stored."""
     try:

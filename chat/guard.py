@@ -16,7 +16,7 @@ from typing import Any
 from chat import limits
 from chat import login as logins
 from chat.api_fields import ApiError
-from chat.api_http import MOST_BYTES, Exchange, Gone
+from chat.api_http import MOST_BYTES, Exchange, Gone, replayed
 from chat.hosts import host_name, is_loopback, names_this_machine, same_origin
 from chat.login import COOKIE, Login, Member
 
@@ -203,7 +203,7 @@ class Guard:
             )
         inner = _cleaned(scope, member.visitor if member and self._guests else None, https)
         if route.most:
-            receive = _replay(await self._body(http, route, member), receive)
+            receive = replayed(await self._body(http, route, member), receive)
         kept = route.public or path.startswith(("/assets/", "/static/", "/theme.css"))
         await self.app(inner, receive, _filtered(send, _HEADERS if kept else (*_HEADERS, _NOT_KEPT)))
 
@@ -363,20 +363,6 @@ def _cleaned(scope: Any, visitor: str | None, https: bool) -> Any:
     if visitor is not None:
         headers.append((b"cookie", f"{COOKIE}={visitor}".encode()))
     return {**scope, "scheme": "https" if https else "http", "headers": headers, "query_string": b""}
-
-
-def _replay(body: bytes, receive: Any) -> Any:
-    """The body that was read, once; after it what else comes, which is that the client went away."""
-    given = False
-
-    async def replay() -> Any:
-        nonlocal given
-        if given:
-            return await receive()
-        given = True
-        return {"type": "http.request", "body": body, "more_body": False}
-
-    return replay
 
 
 def _parsed(body: bytes) -> dict[str, Any]:

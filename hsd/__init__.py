@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from hsd.params import SamplingParams
     from hsd.paths import data_dir, private_file
     from hsd.prompts import begun_ids
+    from hsd.terminal import open_output
     from hsd.thinking import ThinkingSplit, split_thinking, with_thinking
     from hsd.types import (
         Dropped,
@@ -46,6 +47,7 @@ _HOME = {
     "SamplingParams": "hsd.params",
     "begun_ids": "hsd.prompts",
     "data_dir": "hsd.paths",
+    "open_output": "hsd.terminal",
     "private_file": "hsd.paths",
     "free_memory": "hsd.machine",
     "memory_fit": "hsd.machine",
@@ -110,6 +112,7 @@ __all__ = [
     "free_memory",
     "load_families",
     "memory_fit",
+    "open_output",
     "planning",
     "private_file",
     "split_thinking",

@@ -17,6 +17,7 @@ import click
 
 from hsd.bench import BENCHMARKS, BenchRequest
 from hsd.errors import HsdError
+from hsd.terminal import open_output
 
 _PATIENCE = 60.0  # seconds that a terminal is held for steps that are being compiled
 
@@ -45,7 +46,7 @@ def cli() -> None:
 
 def run() -> None:
     """Entry point: one sentence and a hint for whatever a person can mend, and the exit status of `contract`."""
-    _open_output()
+    open_output()
     try:
         code = cli.main(standalone_mode=False)
         sys.stdout.flush()
@@ -64,16 +65,6 @@ def run() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = FAILED
     sys.exit(code if isinstance(code, int) else 0)
-
-
-def _open_output() -> None:
-    """Let printing fail neither for letters that the terminal does not have, nor where there is no output at all."""
-    for name in ("stdin", "stdout", "stderr"):
-        stream = getattr(sys, name)
-        if stream is None:  # it was closed at the start; the next file that is opened would get its number
-            setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w", encoding="utf-8"))  # noqa: SIM115
-        elif name != "stdin" and hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")
 
 
 def _options(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:

@@ -236,7 +236,7 @@ def test_a_signal_at_any_moment_is_heard() -> None:
 
 def test_a_terminal_that_is_gone_keeps_nothing_from_being_stored() -> None:
     code = (
-        "import os, sys; from chat.environment import say, open_output; open_output(); "
+        "import os, sys; import hsd; from chat.environment import say; hsd.open_output(); "
         "read, write = os.pipe(); os.close(read); os.dup2(write, 1); "
         "say('Stopping…'); say('again'); print('stored', file=sys.stderr)"
     )

@@ -11,6 +11,7 @@ from typing import Any
 import gradio as gr
 
 from chat import limits
+from chat.api_http import replayed
 
 PREFIX = "/gradio_api/"
 EVENT = "run/predict"
@@ -50,7 +51,7 @@ class Events:
         name = path.removeprefix(PREFIX).rstrip("/")
         try:
             if scope["method"] == "POST":
-                receive = _replayed(self._checked(name, await _body(receive)), receive)
+                receive = replayed(self._checked(name, await _body(receive)), receive)
         except _Wrong as wrong:
             await _refuse(send, wrong)
             return
@@ -126,19 +127,6 @@ async def _body(receive: Any) -> bytes:
         chunks.append(chunk)
         more = message["type"] == "http.request" and message.get("more_body", False)
     return b"".join(chunks)
-
-
-def _replayed(body: bytes, receive: Any) -> Any:
-    sent = False
-
-    async def replayed() -> Any:
-        nonlocal sent
-        if sent:
-            return await receive()
-        sent = True
-        return {"type": "http.request", "body": body, "more_body": False}
-
-    return replayed
 
 
 def _without_length(scope: Any) -> Any:

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from hsd.errors import LoadError, ModelError
 from hsd.runtime.base import MAX_WIDTH, PREFILL_WIDTH
-from hsd.runtime.llama_cpp.library import ABORT, PROGRESS, Library
+from hsd.runtime.llama_cpp.library import ABORT, INSTALL, PROGRESS, Library
 
 _SEQUENCE = 0
 _WIDEST = max(MAX_WIDTH, PREFILL_WIDTH)
@@ -216,9 +216,13 @@ class LlamaCppModel:
     def _load(self, path: Path, gpu_layers: int, share: Callable[[float], None]) -> int:
         lib = self._lib
         parameters = lib.llama_model_default_params()
-        if parameters.words(10)[:4] == (0, 0, 0, 0):  # two pointers that are empty, as they are known
-            layers = gpu_layers if gpu_layers >= 0 else 1 << 20
-            parameters.write("i", _N_GPU_LAYERS, layers)
+        words = parameters.words(14)
+        if any(words[:4]) or any(words[10:]):  # two pointers at the head, and the callback's, which are empty
+            raise LoadError(
+                f"The library of {lib.found.origin} has parameters of models that this program does not know.",
+                f"Try: {INSTALL}",
+            )
+        parameters.write("i", _N_GPU_LAYERS, gpu_layers if gpu_layers >= 0 else 1 << 20)
 
         def told(part: float, _: Any) -> bool:
             share(part)

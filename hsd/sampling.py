@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from hsd.errors import ConfigError
+from hsd.filters import probabilities
 from hsd.kernels import Kernels
 from hsd.params import SamplingParams
 from hsd.verify import Rows, draw, draw_from
@@ -60,9 +61,10 @@ class Sampler:
                 raise ConfigError(f"{name} holds token id {wrong[0]}.", f"The vocabulary has ids 0 to {vocab - 1}.")
         self._bias = _bias_row(params, vocab, device)
         self._penalties = _Penalties(params, prompt, vocab, device) if _wants_penalties(params) else None
-        self._filters = _filters(params)
+        self._filtered = not params.greedy and (params.top_k > 0 or params.top_p < 1 or params.min_p > 0)
+        self._filters = _filters(params) if torch.device(device).type != "cpu" else []
         # Nothing but a temperature: what a kernel can do at once.
-        self._plain = not (self._filters or self._penalties or self._bias is not None or params.forced_ids)
+        self._plain = not (self._filtered or self._penalties or self._bias is not None or params.forced_ids)
         self.scale = 0.0 if params.greedy else 1 / params.temperature
 
     @property
@@ -94,11 +96,21 @@ class Sampler:
             top, best = logits.max(dim=-1)  # and one transfer for both
             pairs = torch.stack((best.double(), top.double())).T.tolist()
             return [int(i) if math.isfinite(x) else -1 for i, x in pairs]
+        if logits.device.type == "cpu":
+            # By numpy, in one thread: torch's threads wait for each other, which takes milliseconds on a busy machine.
+            rows = np.empty(logits.shape, dtype=np.float32)
+            for row, values in zip(rows, logits.float().numpy(), strict=True):
+                row[:] = self._probabilities(values)
+            return torch.from_numpy(rows)
         if self.params.temperature != 1:
             logits = logits / self.params.temperature
         for keep in self._filters:
             logits = keep(logits)
         return torch.softmax(logits, dim=-1, dtype=torch.float32)
+
+    def _probabilities(self, values: np.ndarray) -> np.ndarray:
+        params = self.params
+        return probabilities(values, params.temperature, params.top_k, params.top_p, params.min_p)
 
     def draw(
         self, logits: Tensor, sequence: Sequence[int], coin: float, out: Tensor | None = None, measured: bool = True
@@ -118,28 +130,23 @@ class Sampler:
         """
         if self.kernels and self._plain:
             return self._draw_at_once(self.kernels, logits[:, : self.vocab], coin, out, measured)
-        if self._filters or logits.device.type != "cpu":
+        if logits.device.type != "cpu":
             row = self.rows(logits, sequence)
             token = row[0] if isinstance(row, list) else draw(row[0], coin)
             return token, row, float(self.confidences(row, logits)) if measured else 1.0
-        # On a CPU a draft's step is short, and a few numpy passes over the vocabulary, in place, cost half of a dozen
-        # tensor operations.
         values = self._adjusted(logits[:, : self.vocab], sequence)[0].float().numpy()
         best = int(values.argmax())
-        top = float(values[best])
-        if not math.isfinite(top):  # argmax finds NaN first
+        if not math.isfinite(values[best]):  # argmax finds NaN first
             return -1, [-1], 0.0
-        if self.params.greedy and not measured:
-            return best, [best], 1.0
-        values = np.subtract(values, np.float32(top), out=None if out is None else out[0].numpy())
-        if not self.params.greedy and self.params.temperature != 1:
-            values /= np.float32(self.params.temperature)
-        np.exp(values, out=values)
         if self.params.greedy:
-            return best, [best], 1 / float(values.sum())
-        token, total = draw_from(values, coin)
-        values /= np.float32(total)
-        return token, torch.from_numpy(values).unsqueeze(0), 1 / total
+            return best, [best], 1 / float(np.exp(values - values[best]).sum()) if measured else 1.0
+        found = self._probabilities(values)
+        token, total = draw_from(found, coin)
+        if out is None:
+            out = torch.from_numpy(found).unsqueeze(0)
+        else:
+            out[0].numpy()[:] = found
+        return token, out, float(found[best]) / total
 
     def _draw_at_once(
         self, kernels: Kernels, logits: Tensor, coin: float, out: Tensor | None, measured: bool
@@ -163,8 +170,11 @@ class Sampler:
             float32 `(n,)`.
         """
         if isinstance(rows, Tensor):
-            return rows.amax(-1)
+            return torch.from_numpy(rows.numpy().max(-1)) if rows.device.type == "cpu" else rows.amax(-1)
         logits = logits[:, : self.vocab].float()
+        if logits.device.type == "cpu":
+            values = logits.numpy()
+            return torch.from_numpy(np.array([1 / np.exp(row - row.max()).sum() for row in values], dtype=np.float32))
         return (logits.amax(-1) - logits.logsumexp(-1)).exp()
 
     def rewind(self, length: int) -> None:
@@ -179,7 +189,7 @@ class Sampler:
         if self._bias is None and self._penalties is None and forced_rows <= 0:
             return logits
         # One copy, here alone: the logits may be the runtime's own buffer.
-        logits = logits.float() + self._bias if self._bias is not None else logits.float().clone()
+        logits = _copy(logits, self._bias)
         if self._penalties:
             for i in range(n):
                 self._penalties.apply(logits[i], sequence, end - n + 1 + i)
@@ -188,6 +198,14 @@ class Sampler:
             logits[i] = -torch.inf
             logits[i, self.params.forced_ids[first + i]] = 0.0
         return logits
+
+
+def _copy(logits: Tensor, bias: Tensor | None) -> Tensor:
+    """A float32 copy with the bias added; in host memory by numpy, in one thread."""
+    if logits.device.type == "cpu":
+        values = logits.float().numpy()
+        return torch.from_numpy(values.copy() if bias is None else values + bias.numpy())
+    return logits.float().clone() if bias is None else logits.float() + bias
 
 
 def _wants_penalties(params: SamplingParams) -> bool:
@@ -205,7 +223,7 @@ def _bias_row(params: SamplingParams, vocab: int, device: torch.device | str) ->
 
 
 def _filters(params: SamplingParams) -> list[Callable[[Tensor], Tensor]]:
-    """transformers' own filters, only those that are on: each costs a sort or a copy of the rows."""
+    """transformers' own filters for rows on a GPU, only those that are on."""
     if params.greedy:
         return []
     wanted: list[tuple[str, float]] = []

@@ -205,11 +205,29 @@ def _at(rows: Tensor, tokens: Sequence[int]) -> list[float]:
 def _residual_masses(q: Rows, p: Tensor, reach: Sequence[float], chances_p: Sequence[float]) -> list[float]:
     """`S_i = sum_x max(r_i p(x|x^i) - q(x|x^i), 0)` for i = 0 … n-1."""
     n = len(chances_p)
+    if p.device.type == "cpu":
+        return [_residual_mass(q, p, at, reach[at], chances_p[at]) for at in range(n)]
     if isinstance(q, list):
         totals = p[:n].sum(-1, dtype=torch.float64).tolist()
         return [r * (total - chance) for r, total, chance in zip(reach, totals, chances_p, strict=False)]
     scale = torch.tensor(reach[:n], dtype=p.dtype, device=p.device).unsqueeze(1)
     rest: list[float] = (p[:n] * scale).sub_(q).clamp_(min=0).sum(-1, dtype=torch.float64).tolist()
+    return rest
+
+
+def _residual_mass(q: Rows, p: Tensor, at: int, reach: float, chance_p: float) -> float:
+    """One of them in host memory. numpy uses one thread: torch's threads wait for each other on a busy machine."""
+    row = p[at].numpy()
+    if isinstance(q, list):
+        return reach * (float(row.sum(dtype=np.float64)) - chance_p)
+    return float(_residual(row, q[at].numpy(), reach).sum(dtype=np.float64))
+
+
+def _residual(p: NDArray[np.float32], q: NDArray[np.float32], reach: float) -> NDArray[np.float32]:
+    """`max(reach p - q, 0)`."""
+    rest = p * np.float32(reach)
+    rest -= q
+    np.maximum(rest, 0, out=rest)
     return rest
 
 
@@ -219,11 +237,11 @@ def _verdict(accepted: int, draft: Sequence[int], q: Rows, p: Tensor, reach: flo
     if accepted == len(draft):
         token = draw(row, coin)
     elif isinstance(q, list):
-        rest = row.clone()
+        rest = torch.from_numpy(row.numpy().copy()) if row.device.type == "cpu" else row.clone()
         rest[draft[accepted]] = 0.0
         token = draw(rest, coin)
     else:
-        token = draw((row * reach).sub_(q[accepted]).clamp_(min=0), coin)
+        token = _draw_residual(row, q[accepted], reach, coin)
     if token < 0:
         # A rejection although r p <= q everywhere happens only by rounding; then p and q are equal and p is the
         # residual. A row that is no distribution fails here again.
@@ -231,3 +249,9 @@ def _verdict(accepted: int, draft: Sequence[int], q: Rows, p: Tensor, reach: flo
     if token < 0:
         raise NoDistributionError
     return Verdict(accepted, token)
+
+
+def _draw_residual(p: Tensor, q: Tensor, reach: float, coin: float) -> int:
+    if p.device.type == "cpu":
+        return draw_from(_residual(p.numpy(), q.numpy(), reach), coin)[0]
+    return draw((p * reach).sub_(q).clamp_(min=0), coin)

@@ -56,6 +56,49 @@ def test_top_k_and_min_p(seed, k, share):
     assert ((row > 0) == (full >= share * full.max())).all()
 
 
+@settings(max_examples=60, deadline=None)
+@given(
+    st.integers(0, 1000),
+    st.sampled_from([7, 300, 5000]),
+    st.floats(0.3, 2),
+    st.sampled_from([0, 1, 3, 40, 6000]),
+    st.sampled_from([1.0, 0.95, 0.5, 0.05]),
+    st.sampled_from([0.0, 0.05, 0.7]),
+    st.sampled_from([0.3, 2.0, 8.0]),
+)
+def test_filters_keep_what_transformers_keeps(seed, vocab, temperature, top_k, top_p, min_p, spread):
+    from transformers.generation import logits_process
+
+    from hsd.filters import probabilities
+
+    row = torch.randn(1, vocab, generator=torch.Generator().manual_seed(seed)) * spread
+    row[0, seed % vocab] = -torch.inf
+    want = row / temperature
+    if top_k:
+        want = logits_process.TopKLogitsWarper(top_k)(None, want)
+    if top_p < 1:
+        want = logits_process.TopPLogitsWarper(top_p)(None, want)
+    if min_p:
+        want = logits_process.MinPLogitsWarper(min_p)(None, want)
+    found = probabilities(row[0].numpy(), temperature, top_k, top_p, min_p)
+    # A weight at the edge may fall on either side of it by rounding: one of all is allowed to.
+    different = np.flatnonzero((found > 0) != np.isfinite(want[0].numpy()))
+    assert len(different) <= 1
+    if not len(different):
+        np.testing.assert_allclose(found, torch.softmax(want, -1)[0].numpy(), atol=2e-6)
+    assert found.sum() == pytest.approx(1, abs=1e-4)
+
+
+def test_no_filter_makes_a_distribution_of_what_is_none():
+    from hsd.filters import probabilities
+
+    for wrong in (np.nan, np.inf):
+        row = np.zeros(500, dtype=np.float32)
+        row[3] = wrong
+        assert np.isnan(probabilities(row, 1.0, 3, 0.9, 0.1)).all()
+    assert np.isnan(probabilities(np.full(500, -np.inf, dtype=np.float32), 0.5)).all()
+
+
 def test_penalties_count_each_rows_own_prefix_also_after_a_cut():
     """Rows of one pass and rows of single passes agree, and a rewind forgets what was counted."""
     one = sampler(repetition_penalty=1.5, frequency_penalty=0.5, presence_penalty=0.25)

@@ -18,6 +18,7 @@ BENCHMARKS = {
     "regret": "`auto` against the best fixed plan, and against plain decoding on its worst category",
     "adaptation": "how soon `auto` recovers when the workload turns, and when a draft is replaced by a bad one",
     "families": "families of real size on a GPU, made without a download: memory, load time, divergence",
+    "sampling": "what it takes to draw from a row of 151,936 logits, at several settings",
     "map": "where the optimal hierarchy beats the best single draft: arithmetic, no models",
 }
 """What `hsd bench WHAT` can run: each is the module `hsd.bench.WHAT` with a function `run(BenchRequest)`."""

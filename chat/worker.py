@@ -247,19 +247,21 @@ class Worker:
                 # Whoever shows the reply draws its end now, on the cores of the steps that are to be timed.
                 self._wake.wait_for(self._called, SETTLE_SECONDS)
             try:
-                self._engine.learn(should_stop=self._called)
+                # What is left is done after a pause like this one.
+                self._learn = self._engine.learn(should_stop=self._called)
             except Exception:
                 # Learning only makes later replies faster; a failure in it must not end the chat.
                 log.exception("learning from finished replies failed")
-            self._note_info()
-            self._look_up()
+            if not self._learn:
+                self._note_info()
+                self._look_up()
         left = self._idle_left()
         if left is not None and left <= 0 and not self._called():
             self._close_engine()
             self._set_state("unloaded")
             left = None
         with self._wake:
-            if not self._called():
+            if not self._called() and not self._learn:
                 self._wake.wait(RETRY_SAVE_SECONDS if self.saving.behind else left)
 
     def _called(self) -> bool:

@@ -78,12 +78,13 @@ def ask(
 def complete(asked: Asked, planner: Planner) -> Request:
     """The request, with everything decided that may not change while the reply is made; `spent` is for the caller."""
     params, length, stop, watch = asked.params, len(asked.prompt), None, None
-    plan, forecast = planner.decide(asked.plan, params.temperature, length)
-    fixed, fixed_ms = plan, forecast
-    if asked.plan == "auto":
-        fixed, fixed_ms = planner.fixed(plan, params.temperature, length)
     # A seed promises the same reply for the same plan, and above T = 0 what is drafted moves the coins.
     free = params.greedy or params.seed is None
+    by_value = asked.early_stop and free
+    plan, forecast = planner.decide(asked.plan, params.temperature, length, asked.prompt, by_value)
+    fixed, fixed_ms = plan, forecast
+    if asked.plan == "auto" and by_value:
+        fixed, fixed_ms = planner.fixed(plan, params.temperature, length)
     if asked.early_stop and free:
         stop = planner.stop_rule(fixed, params.temperature, length)
     if asked.plan == "auto" and free and plan.drafts and forecast is not None:

@@ -18,8 +18,16 @@ from hsd.types import LOOKUP, Plan, Stage
 _CANDIDATES = 12
 """Plans of the ranking that are replayed: milliseconds each."""
 
-_WALKED = 6
-"""Scored replies from which on plans are replayed: what few say of runs is better than that there are none."""
+_WALKED = 3
+"""Scored replies from which on plans are replayed: what few say of runs is better than that there are none, and how
+much they differ is part of every decision."""
+
+_POSITIONS = 60  # and this many positions in them
+
+_COMPLETE = 6
+"""Replies that hold every pair from which on others are left out."""
+
+_BLOCK = 6  # threshold of a lookup to begin with
 
 _NEAR = 3
 """Best plans of a replay whose thresholds are varied, twice."""
@@ -52,11 +60,11 @@ def uncapped(plan: Plan) -> Plan:
 def comparable(scored: Sequence[Positions]) -> list[Positions]:
     """Scored replies that plans may be replayed on; none while they are too few to compare plans reply by reply."""
     # On the same replies for all plans, if possible: where a draft was replaced, older ones know nothing of it.
-    most = max((len(overlaps) for overlaps, _ in scored), default=0)
-    complete = [reply for reply in scored if len(reply[0]) == most]
-    kept = complete if len(complete) >= _WALKED else list(scored)
-    positions = sum(len(next(iter(overlaps.values()))) for overlaps, _ in kept)
-    return kept if len(kept) >= _WALKED or positions >= SURE_POSITIONS else []
+    most = max((len(reply.overlaps) for reply in scored), default=0)
+    complete = [reply for reply in scored if len(reply.overlaps) == most]
+    kept = complete if len(complete) >= _COMPLETE else list(scored)
+    positions = sum(len(next(iter(reply.overlaps.values()))) for reply in kept)
+    return kept if (len(kept) >= _WALKED and positions >= _POSITIONS) or positions >= SURE_POSITIONS else []
 
 
 def walked(
@@ -79,11 +87,14 @@ def walked(
         rule: when a plan's first level stops by value; None where it does not.
 
     Returns:
-        By plan as it runs; nothing where there is nothing to walk over, or where some candidate cannot be replayed.
+        By plan as it runs; nothing where there is nothing to walk over. Plans with a pair that no reply holds are left
+        out.
     """
-    replies = _Replies(costs, scored)
-    if not scored or not replies.walk([*(r.plan for r in ranked[:_CANDIDATES]), *held]):
+    if not scored:
         return {}
+    replies = _Replies(costs, scored)
+    possible = [plan for plan in (*(r.plan for r in ranked), *_with_lookup(ranked)) if replies.hold(plan)]
+    replies.walk([*possible[:_CANDIDATES], *possible[len(ranked) :], *(plan for plan in held if replies.hold(plan))])
     replies.vary()
     chains = _chains(replies.done)
     rules = {plan.names: found for plan in chains.values() if (found := rule(plan))}
@@ -94,13 +105,21 @@ def walked(
     stopping.walk(uncapped(plan) for names, plan in chains.items() if names in rules)
     stopping.vary()
     stopping.vary()
-    others = [plan for plan in [*chains.values(), *held] if plan.names not in rules]
+    others = [plan for plan in [*chains.values(), *held] if plan.names not in rules and plan in replies.done]
     running, out = [*_chains(stopping.done).values(), *others], {}
     for plan in dict.fromkeys(running):
         fixed = chains[plan.names] if plan.names in rules else plan
         as_run = (stopping if plan.names in rules else replies).done[plan]
         out[plan] = Candidate(as_run, fixed, replies.done[fixed].ms_per_token or 0.0)
     return out
+
+
+def _with_lookup(ranked: Sequence[Ranked]) -> list[Plan]:
+    """A lookup before the target and before the best chains. The formula, which knows no runs, ranks it low."""
+    chains = {r.plan.names: r.plan for r in reversed(ranked) if not r.plan.drafts or r.plan.drafts[0].name != LOOKUP}
+    best = sorted(chains.values(), key=lambda plan: next(i for i, r in enumerate(ranked) if r.plan == plan))
+    plain = [plan for plan in best if not plan.drafts]
+    return [Plan(plan.target, (Stage(LOOKUP, _BLOCK), *plan.drafts)) for plan in dict.fromkeys([*plain, *best[:3]])]
 
 
 class _Replies:
@@ -119,15 +138,20 @@ class _Replies:
     ) -> None:
         self.done: dict[Plan, Replayed] = {}
         self._costs, self._rules = costs, rules or {}
-        self._overlaps, self._sure = [overlaps for overlaps, _ in scored], [sure for _, sure in scored]
+        self._overlaps = [reply.overlaps for reply in scored]
+        self._sure = [reply.confidences for reply in scored]
 
-    def walk(self, plans: Iterable[Plan]) -> bool:
-        """Replays those that are new; False if some cannot be."""
+    def hold(self, plan: Plan) -> bool:
+        """Whether some reply holds all of a plan's pairs."""
+        pairs = {*zip(plan.names, plan.names[1:], strict=False)}
+        return any(pairs <= reply.keys() for reply in self._overlaps)
+
+    def walk(self, plans: Iterable[Plan]) -> None:
+        """Replays those that are new."""
         new = [plan for plan in dict.fromkeys(plans) if plan not in self.done]
         rules = {plan: self._rules[plan.names] for plan in new if plan.names in self._rules}
         found = planning.replay(new, self._costs, self._overlaps, ends=True, rules=rules, confidences=self._sure)
         self.done.update(zip(new, found, strict=True))
-        return all(one.ms_per_token for one in found)
 
     def vary(self) -> None:
         """Replays the best ones with other thresholds."""

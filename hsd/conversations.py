@@ -24,6 +24,7 @@ class Conversation:
         self.models = models
         self._readers: dict[str, Reader] = {}
         self.tokens: list[int] = []
+        self.turn = 0  # prompts that it has turned to
         self._index: SuffixIndex | None = None
 
     def reader(self, name: str) -> Reader:
@@ -74,6 +75,7 @@ class Conversation:
 
     def begin(self, prompt: list[int]) -> None:
         """Turns to a new prompt: keeps what it shares with the old text, in every cache."""
+        self.turn += 1
         kept = self.shared(prompt)
         for reader in self._readers.values():
             reader.rewind(kept)

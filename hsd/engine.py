@@ -19,7 +19,7 @@ from hsd.conversations import Conversation, Conversations
 from hsd.errors import HsdError, LoadError
 from hsd.failures import understand
 from hsd.generation import Generation, Request
-from hsd.learning import Learner, Outcomes, record_of
+from hsd.learning import STRETCH, Learner, Outcomes, record_of
 from hsd.loading import Loaded
 from hsd.params import SamplingParams
 from hsd.paths import data_dir as data_folder
@@ -217,25 +217,36 @@ class Engine:
         asked = ask(messages, params, plan, verification, early_stop, cancel, planner=self.planner, fit=self._fit)
         return race(asked, self._target.name, lambda one: self._run(one, 0.0), tell)
 
-    def learn(self, should_stop: Callable[[], bool] = lambda: False) -> None:
-        """Idle work: prices all pairs of the family on finished replies, and times the target's plain step anew.
+    def learn(self, should_stop: Callable[[], bool] = lambda: False) -> bool:
+        """Idle work: prices the drafts on finished replies, times passes anew, and chooses the next plan.
+
+        It takes at most half a second at a time, and a tenth of the time of the replies altogether.
 
         Args:
-            should_stop: asked before every pass; whoever waits for the engine makes it True.
+            should_stop: asked before every pass; True ends it.
+
+        Returns:
+            Whether there is more to do.
         """
         with self._lock:
             try:
                 self.planner.renew(self.upgrades.adopt(should_stop), *(self._last or ())[:2])
-                if self.learner.run(should_stop) and not should_stop():
-                    self.planner.profile.refresh(should_stop)
-                if self._last is not None and self.planner.profile.measured and not should_stop():
-                    self.planner.replan(*self._last)
+                begun, allowance = time.perf_counter(), self.learner.allowance
+                self.learner.run(should_stop)
+                more = self.learner.waits
+                if not more and not should_stop():
+                    left = min(allowance.left, STRETCH - (time.perf_counter() - begun))
+                    with allowance.spending():
+                        self.planner.profile.refresh(left, should_stop)
+                        if self._last is not None and self.planner.profile.measured and not should_stop():
+                            self.planner.replan(*self._last)
             except BaseException:
                 # Whatever failed may have left a cache half-way.
                 self._conversations.clear()
                 self.learner.clear()
                 raise
             self._conversations.trim()
+            return more
 
     def explain(self, temperature: float = 0.7) -> dict[str, Any]:
         """Costs, acceptances, the plan of `auto` and every alternative with its forecast, as plain values."""

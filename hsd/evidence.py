@@ -11,7 +11,7 @@ from hsd.stats import AcceptanceEstimate, Positions, Stats, temperature_bucket
 Pair = tuple[str, str]
 """(draft, verifier)."""
 
-REPLAYED = 24
+REPLAYED = 32
 """Last scored replies that plans are replayed on, and that calibrations and factors are fitted on."""
 
 
@@ -58,7 +58,7 @@ class Evidence:
 
         Of a pair whose acceptance has moved, only what was scored since it did.
         """
-        return [overlaps for overlaps, _ in self.positions(temperature, last)]
+        return [reply.overlaps for reply in self.positions(temperature, last)]
 
     def positions(self, temperature: float, last: int = REPLAYED) -> list[Positions]:
         """The same, and beside the overlaps of each reply the confidences of its models."""
@@ -70,15 +70,17 @@ class Evidence:
     def _read(self, temperature: float, last: int) -> list[Positions]:
         found = self._stats.positions(self._family, temperature_bucket(temperature), last=last)
         for pair, factor in self.factors(temperature).items():
-            for overlaps, _ in found:
+            for overlaps in (reply.overlaps for reply in found):
                 if pair in overlaps:
                     overlaps[pair] = (overlaps[pair] * factor).clip(max=1.0)
         moved = {pair: e.positions for pair, e in self.estimates(temperature).items() if e.moved}
         if not moved:
             return found
-        ends = itertools.accumulate(len(next(iter(overlaps.values()))) for overlaps, _ in found)
-        kept: list[Positions] = [
-            ({pair: values for pair, values in overlaps.items() if end <= moved.get(pair, end)}, sure)
-            for (overlaps, sure), end in zip(found, ends, strict=True)
+        ends = itertools.accumulate(len(next(iter(reply.overlaps.values()))) for reply in found)
+        kept = [
+            reply._replace(
+                overlaps={pair: x for pair, x in reply.overlaps.items() if end <= moved.get(pair, end)},
+            )
+            for reply, end in zip(found, ends, strict=True)
         ]
-        return [reply for reply in kept if reply[0]]
+        return [reply for reply in kept if reply.overlaps]

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float32]
 
 _BLOCK = 128
+_SORTED = 4096  # sorting so few is cheaper than anything else
 _FEW = 4  # a selection of less than a quarter of the entries is cheaper than working on all of them
 
 
@@ -88,11 +89,14 @@ def nucleus(weights: Floats, top_p: float) -> tuple[NDArray[np.intp] | None, Flo
 
 def _floor(weights: Floats, drop: float) -> np.float32:
     """The smallest weight that stays if the smallest ones go, as many as have no more than `drop` together."""
-    # The bits of positive floats have the order of their values, so that their upper half sorts them into bins.
-    bins = weights.view(np.uint32) >> 16
-    below = np.bincount(bins, weights=weights).cumsum()
-    edge = min(int(below.searchsorted(drop, side="right")), len(below) - 1)
-    inside = np.sort(weights[bins == edge])
-    sums = inside.cumsum(dtype=np.float64) + (below[edge - 1] if edge else 0.0)
+    before = 0.0
+    if len(weights) > _SORTED:
+        # The bits of positive floats have the order of their values, so that their upper half sorts them into bins.
+        bins = weights.view(np.uint32) >> 16
+        below = np.bincount(bins, weights=weights).cumsum()
+        edge = min(int(below.searchsorted(drop, side="right")), len(below) - 1)
+        before, weights = (below[edge - 1] if edge else 0.0), weights[bins == edge]
+    inside = np.sort(weights)
+    sums = inside.cumsum(dtype=np.float64) + before
     found: np.float32 = inside[min(int(sums.searchsorted(drop, side="right")), len(inside) - 1)]
     return found

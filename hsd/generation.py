@@ -144,6 +144,7 @@ class Generation:
         self._text = TextStream(tokenizer, tuple(stop), marks.thinking, request.start)
         self._ids: list[int] = []
         self._origins: list[str] = []
+        self._chances: list[float] = []
         self._first_token: float | None = None
         self._clock = _Clock(request.spent)
         self._prefilled = self._seconds = 0.0
@@ -256,6 +257,11 @@ class Generation:
         seed = None if learned and not request.params.greedy else request.params.seed
         return Reply(self._text.text, tuple(self._ids), reason, stats, None if error is None else str(error), seed)
 
+    @property
+    def chances(self) -> tuple[float, ...] | None:
+        """The target's probability of every token of the reply; None where some are not known."""
+        return tuple(self._chances) if len(self._chances) == len(self._ids) else None
+
     def tail(self) -> Tokens | None:
         """Text that was held back at the end, as an event; None if there is none."""
         rest = self._text.flush()
@@ -293,6 +299,7 @@ class Generation:
             used += ended
         ids, origins = done.tokens[:used], done.origins[:used]
         self._ids += ids
+        self._chances += done.chances[:used]
         self._origins += origins
         return Tokens(shown, tuple(ids), tuple(origins), self._clock.seconds)
 

@@ -42,7 +42,7 @@ class Hierarchy:
         limit: longest sequence, prompt and reply together.
         rule: "block" or "token", above temperature 0.
         coins: source of all randomness, floats in [0, 1).
-        stop: lets the first level, if it is a model, stop by value before its threshold.
+        stop: lets the first level stop by value before its threshold.
     """
 
     def __init__(
@@ -100,8 +100,9 @@ class Hierarchy:
         """
         begun = time.perf_counter()
         found = self._at_once() if self._rounds else None
-        tokens, origins, proposed, accepted = found or self._level_by_level()
-        return Round(tokens, origins, proposed, accepted, time.perf_counter() - begun)
+        if found:
+            return Round(*found, time.perf_counter() - begun)
+        return self._level_by_level()._replace(seconds=time.perf_counter() - begun)
 
     def _at_once(self) -> tuple[list[int], list[str], int, int] | None:
         """The round in one call of the runtime, where it can: the same tokens of the same coins."""
@@ -127,8 +128,8 @@ class Hierarchy:
         return tokens, drawn_by, proposed, accepted
 
     @torch.inference_mode()
-    def _level_by_level(self) -> tuple[list[int], list[str], int, int]:
-        """The round, pass after pass: see `Round`."""
+    def _level_by_level(self) -> Round:
+        """The round, pass after pass."""
         start = len(self.sequence.tokens)
         held = [(level.source, len(level.source)) for level in self.levels]
         try:
@@ -142,10 +143,12 @@ class Hierarchy:
             for level in self.levels:
                 level.rows.clear()
             raise
+        tokens = self.sequence.tokens[start:]
+        chances = self.levels[-1].chances(tokens)
         self.levels[-1].rows.clear()
         self._settle()
         origins = self.sequence.origins[start - self.sequence.prompt_length :]
-        return self.sequence.tokens[start:], origins, proposed, accepted
+        return Round(tokens, origins, proposed, accepted, 0.0, chances)
 
     def _verify(self, at: int) -> tuple[int, int]:
         """Level `at` takes a block from below, verifies it in one pass, and appends one token of its own.
@@ -224,13 +227,19 @@ class Hierarchy:
             if self._stop:
                 return self._draft_by_value(level, self._stop)
         start, room = len(tokens), self._room(at)
-        while len(tokens) - start < level.threshold and len(tokens) < room and not self._ended():
-            if isinstance(level.source, SuffixIndex):
-                token = level.look_up(level.source)
-                if token is None:
-                    return None
+        if isinstance(level.source, SuffixIndex):
+            if self._ended():
+                return None
+            # Its block follows from what is fixed already, so any part of it may be left out.
+            found = level.look_up(level.source, min(level.threshold, room - start), self._stop)
+            ends = [at for at, token in enumerate(found, 1) if token in self._end_ids]
+            block = found[: ends[0]] if ends else found
+            for token in block:
                 self._append(token, level)
-            elif at == 0:
+            level.rows.append(block)
+            return None
+        while len(tokens) - start < level.threshold and len(tokens) < room and not self._ended():
+            if at == 0:
                 self._draft(level)
             else:
                 self._verify(at)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import itertools
 import time
 import weakref
-from collections import defaultdict, deque
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from hsd import planning, scoring
@@ -16,102 +16,83 @@ from hsd.levels import Round
 from hsd.planner import Planner
 from hsd.planning import Work
 from hsd.sampling import Sampler
-from hsd.stats import ReplyRecord, Stats, SwitchRecord, temperature_bucket
+from hsd.scoring import Scores
+from hsd.stats import ReplyRecord, Stats, SwitchRecord
 from hsd.types import LOOKUP, Plan, Reply
 
-_SHARE = 0.05  # of the time of the replies, once the numbers are sure
+SHARE = 0.1
+"""Of the time of the replies, what idle work may take."""
+
+STRETCH = 0.5
+"""Seconds that idle work takes at most before it lets everything else on the machine have its turn."""
+
+_LEAST = 0.25  # seconds that it may take in any case, however short the replies were
+_PASS = 0.2  # seconds of one pass
+_WIDEST = 256
 _OUTCOME = 300  # tokens of a plan that make the outcome of a switch to it
 _WAITING = 8  # finished replies that wait; older ones are let go
-_WINDOW = 8  # newest replies whose verdicts are held against what was expected
-_CONTRADICTION = -3.0  # standard errors from what was expected
 
 
-@dataclass(frozen=True, slots=True)
+class Allowance:
+    """Seconds that idle work may take: a share of what replies took.
+
+    Args:
+        share: of their time.
+    """
+
+    def __init__(self, share: float = SHARE) -> None:
+        self.share = share
+        self.replies = self.spent = 0.0
+
+    @property
+    def left(self) -> float:
+        """Seconds that may be spent now; below 0 where more was spent than allowed."""
+        return max(self.share * self.replies, _LEAST) - self.spent
+
+    @contextmanager
+    def spending(self) -> Iterator[None]:
+        """Counts the time inside."""
+        begun = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.spent += time.perf_counter() - begun
+
+
+@dataclass(slots=True)
 class Scorable:
     """A finished reply that can be scored as long as its conversation holds its text.
 
     Args:
         conversation: whose caches hold it; a weak reference, so that waiting here keeps no memory.
+        turn: what `conversation.turn` was then.
         tokens: prompt and reply.
         request: what was asked.
         sampler: the reply's own.
+        chances: the target's probability of every token of the reply; None where they are not known.
         reply_id: its row in the statistics.
-        due: whether a reply was to be scored before anything was known of this one. One that is scored because it was
-            hard or long would make all look harder than they are.
+        work: the passes that score it, once they have begun.
     """
 
     conversation: weakref.ref[Conversation]
+    turn: int
     tokens: tuple[int, ...]
     request: Request
     sampler: Sampler
+    chances: tuple[float, ...] | None
     reply_id: int
-    due: bool
-
-
-class Doubts:
-    """Whether drafts were kept less often, in finished replies, than the numbers that plans rest on say.
-
-    The verdicts of a reply cost nothing and say at once what scoring, which has a small share of the time, would find
-    out late: that a draft was replaced, or that the work is of another kind. They do not replace it: they hold for the
-    pairs of one plan alone.
-
-    Args:
-        planner: what is expected.
-    """
-
-    def __init__(self, planner: Planner) -> None:
-        self._planner = planner
-        self._verdicts: dict[str, dict[tuple[str, str], deque[tuple[int, int]]]] = {}
-
-    def replied(self, reply: Reply, made: Generation) -> None:
-        """A reply was finished."""
-        if made.switches:
-            return
-        found = self._verdicts.setdefault(
-            temperature_bucket(made.request.params.temperature), defaultdict(lambda: deque(maxlen=_WINDOW))
-        )
-        for pair, kept, refused in verdicts_of(reply, made.rounds):
-            found[pair].append((kept, refused))
-
-    def contradict(self, temperature: float) -> bool:
-        """Whether some pair's verdicts since the last scoring contradict what is expected of it."""
-        rates = self._planner.evidence.rates(temperature)
-        for pair, replies in self._verdicts.get(temperature_bucket(temperature), {}).items():
-            kept, refused = (sum(counts) for counts in zip(*replies, strict=True))
-            if (
-                pair in rates
-                and planning.shift_of([(kept, kept), *[(1, 0)] * refused], rates[pair]).seen < _CONTRADICTION
-            ):
-                return True
-        return False
-
-    def scored(self, temperature: float) -> None:
-        """A reply was scored: what its verdicts said is known better now."""
-        self._verdicts.pop(temperature_bucket(temperature), None)
-
-
-def verdicts_of(reply: Reply, rounds: Sequence[Round]) -> list[tuple[tuple[str, str], int, int]]:
-    """(draft and verifier, tokens kept, tokens refused) of every pair of a reply's chain.
-
-    Tokens behind a refusal were not judged. Under the target every round is known. Below it only sums are, and a
-    refusal can have cost a whole block: counted are as few as there can have been.
-    """
-    levels, blocks = reply.stats.levels, {s.name: s.threshold for s in Plan.parse(reply.stats.plan).drafts}
-    out = []
-    for draft, verifier in itertools.pairwise(levels):
-        kept, lost = draft.accepted, draft.proposed - draft.accepted
-        refused = -(-lost // max(blocks.get(draft.name, lost), 1))
-        if verifier is levels[-1]:
-            kept, refused = sum(r.accepted for r in rounds), sum(r.accepted < r.proposed for r in rounds)
-        out.append(((draft.name, verifier.name), kept, refused))
-    return out
+    work: Generator[None, None, Scores] | None = None
 
 
 class Learner:
     """Scores finished replies while nobody waits.
 
+    A lookup is scored on every reply, because that takes no pass. Drafts are scored on as many replies as the allowance
+    is enough for, newest first. A reply of which nothing is known yet is not picked for what it says: what one costs
+    follows from its length alone.
+
     Args:
-        planner: says whether the numbers are sure already.
+        planner: knows what passes take.
         stats: takes the scores.
         names: the family's models, cheapest first.
     """
@@ -121,9 +102,7 @@ class Learner:
         self._stats = stats
         self._names = list(names)
         self._waiting: deque[Scorable] = deque(maxlen=_WAITING)
-        self._doubts = Doubts(planner)
-        self.share = _SHARE
-        self._reply_seconds = self._own_seconds = 0.0
+        self.allowance = Allowance()
 
     def replied(self, reply: Reply, made: Generation, conversation: Conversation | None, reply_id: int) -> None:
         """A reply was finished: a share of its time may be spent here, and it waits to be scored.
@@ -133,46 +112,79 @@ class Learner:
             conversation: whose caches hold it; None if it cannot be scored.
             reply_id: its row in the statistics.
         """
-        due = self._may(made.request.params.temperature)
-        self._reply_seconds += reply.stats.seconds
-        self._doubts.replied(reply, made)
-        if conversation is not None and len(reply.token_ids) > 1:
-            tokens = (*made.request.prompt, *reply.token_ids)
-            self._waiting.append(Scorable(weakref.ref(conversation), tokens, made.request, made.sampler, reply_id, due))
+        self.allowance.replies += reply.stats.seconds
+        if conversation is None or not reply.token_ids:
+            return
+        tokens = (*made.request.prompt, *reply.token_ids)
+        own = scoring.lookup_scores(tokens, len(made.request.prompt), self._names[-1])
+        self._stats.record_scores(reply_id, own.overlaps, own.confidences)
+        if len(self._names) > 1:
+            link = weakref.ref(conversation)
+            self._waiting.append(
+                Scorable(link, conversation.turn, tokens, made.request, made.sampler, made.chances, reply_id)
+            )
 
     def clear(self) -> None:
         """Forgets what waits."""
         self._waiting.clear()
 
+    @property
+    def waits(self) -> bool:
+        """Whether a reply waits that can be scored now."""
+        return self._next() is not None
+
     def run(self, should_stop: Callable[[], bool]) -> bool:
-        """Scores what waits, newest first; whether anything was scored. `should_stop` is asked before every pass."""
-        scored = False
-        while self._waiting and not should_stop():
-            reply = self._waiting.pop()
-            if reply.due and self._may(reply.request.params.temperature):
-                scored = self._score(reply, should_stop) or scored
+        """Scores what waits, for at most `STRETCH` seconds; whether a reply was scored to its end.
+
+        Args:
+            should_stop: asked before every pass.
+        """
+        scored, begun = False, time.perf_counter()
+        while not should_stop() and time.perf_counter() - begun < STRETCH - _PASS:
+            reply = self._next()
+            if reply is None:
+                break
+            scored = self._advance(reply) or scored
         return scored
 
-    def _may(self, temperature: float) -> bool:
-        """Whether a reply may be scored: a small share of the replies' time; until the numbers are sure, and once
-        replies contradict them, as much as it takes."""
-        estimates = self._planner.acceptances(temperature).values()
-        sure = bool(estimates) and all(e.sure for e in estimates)
-        return not sure or self._own_seconds <= self.share * self._reply_seconds or self._doubts.contradict(temperature)
+    def _next(self) -> Scorable | None:
+        """The newest reply that waits, if there is time left for it."""
+        while self._waiting:
+            newest = self._waiting[-1]
+            conversation = newest.conversation()
+            if conversation is not None and conversation.turn == newest.turn:
+                return newest if newest.work or self._seconds(newest, conversation) <= self.allowance.left else None
+            self._waiting.pop()  # dropped, edited or gone on since: no cache holds its text alone
+        return None
 
-    def _score(self, reply: Scorable, should_stop: Callable[[], bool]) -> bool:
-        tokens = list(reply.tokens)
+    def _seconds(self, reply: Scorable, conversation: Conversation) -> float:
+        """What scoring a reply will take."""
+        read = self._names[:-1] if reply.chances is not None else self._names
+        held = {name: len(reader) for name, reader in conversation.readers.items()}
+        behind = {name: len(reply.tokens) - min(held.get(name, 0), len(reply.request.prompt)) for name in read}
+        return sum(count * self._planner.profile.prompt_ms(name) / 1000 for name, count in behind.items())
+
+    def _advance(self, reply: Scorable) -> bool:
+        """One pass; whether it was the last one."""
         conversation = reply.conversation()
-        if conversation is None or conversation.shared(tokens) < len(tokens):
-            return False  # dropped, edited or regenerated since: no cache holds its text
-        begun = time.perf_counter()
-        scores = scoring.score(conversation, self._names, tokens, len(reply.request.prompt), reply.sampler, should_stop)
-        self._own_seconds += time.perf_counter() - begun
-        if scores is None:
-            self._waiting.append(reply)
+        assert conversation is not None
+        if reply.work is None:
+            prompt = len(reply.request.prompt)
+            reply.work = scoring.passes(
+                conversation, self._names, reply.tokens, prompt, reply.sampler, reply.chances, self._width
+            )
+        try:
+            with self.allowance.spending():
+                next(reply.work)
             return False
-        self._doubts.scored(reply.request.params.temperature)
-        return self._stats.record_scores(reply.reply_id, scores.overlaps, scores.confidences)
+        except StopIteration as end:
+            self._waiting.remove(reply)
+            scores: Scores = end.value
+            return self._stats.record_scores(reply.reply_id, scores.overlaps, scores.confidences)
+
+    def _width(self, name: str) -> int:
+        """Most tokens of one pass."""
+        return max(16, min(_WIDEST, int(1000 * _PASS / self._planner.profile.prompt_ms(name))))
 
 
 class Outcomes:
@@ -280,4 +292,5 @@ def record_of(reply: Reply, request: Request, rounds: Sequence[Round], family: s
         rounds=tuple((r.proposed, r.accepted, r.seconds * 1000) for r in rounds),
         seed=reply.seed,
         planner_json=request.frozen() if request.frozen else "",
+        sketch=planning.sketch(request.prompt).astype("<f2").tobytes(),
     )

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from hsd.lookup import SuffixIndex
+from hsd.planning import StopRule
 from hsd.runtime import Reader
 from hsd.sampling import Sampler
 from hsd.types import LOOKUP, LevelStats
-from hsd.verify import Rows
+from hsd.verify import Rows, chances_of
 
 
 @dataclass(slots=True)
@@ -39,13 +40,17 @@ class TokenSequence:
 
 
 class Round(NamedTuple):
-    """One round of the target: the tokens that it emitted, who had proposed each, and how long the block was."""
+    """One round of the target: the tokens that it emitted, who had proposed each, and how long the block was.
+
+    `chances` has the target's probability of every token, 1 where decoding is greedy; empty where they are not known.
+    """
 
     tokens: list[int]
     origins: list[str]
     proposed: int
     accepted: int
     seconds: float
+    chances: tuple[float, ...] = ()
 
 
 @dataclass(slots=True)
@@ -97,15 +102,23 @@ class Level:
             return dense[0] if len(dense) == 1 else torch.cat(dense)
         return [token for part in rows for token in part]
 
-    def look_up(self, index: SuffixIndex) -> int | None:
-        """The token that followed the same words before; None if there were none."""
+    def chances(self, tokens: Sequence[int]) -> tuple[float, ...]:
+        """The level's probability of every token that it has rows of, in their order."""
+        out: list[float] = []
+        for part in self.rows:
+            ids = tokens[len(out) : len(out) + len(part)]
+            out += [1.0] * len(part) if isinstance(part, list) else chances_of(part, ids)
+        return tuple(out)
+
+    def look_up(self, index: SuffixIndex, most: int, stop: StopRule | None) -> list[int]:
+        """What followed the same words before: as many tokens as are worth verifying, at most `most`."""
         begun = time.perf_counter()
-        token = index.propose()
-        if token is not None:
-            self.rows.append([token])
-            self.lookups += 1
+        tokens, sure = index.ahead(most)
+        if stop:
+            del tokens[stop.length(sure) :]
+        self.lookups += len(tokens)
         self.lookup_seconds += time.perf_counter() - begun
-        return token
+        return tokens
 
     def mark(self) -> int:
         """Passes that it has made so far."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -19,8 +19,8 @@ from hsd.candidates import Candidate
 from hsd.errors import ConfigError
 from hsd.evidence import Evidence
 from hsd.planning import Calibration, Decision, Ranked, StopRule
-from hsd.profile import Profile
-from hsd.runtime import LanguageModel
+from hsd.profile import LOOKUP_MS, Profile
+from hsd.runtime import MAX_WIDTH, LanguageModel
 from hsd.runtime.costs import bucket
 from hsd.stats import AcceptanceEstimate, Stats, SwitchRecord, temperature_bucket
 from hsd.types import LOOKUP, Plan
@@ -39,6 +39,10 @@ _CALIBRATED = 200
 
 _TURNS = 24
 """Last replies whose lengths say what a prompt costs a draft."""
+
+_SAVED = 0.8
+"""What a token from a lookup saves, in plain steps of the level above: what a token costs with the lookup, less than a
+step. Of 0.7 to 1, this was best or near it on replies of a 1.5B model (docs/log.md)."""
 
 _COLUMNS = 8
 """Columns over which the cost of one more is averaged: single widths have steps."""
@@ -71,6 +75,7 @@ class Planner:
         self._grounds: dict[tuple[str, int], Ground] = {}
         self._decode_ms: dict[tuple[str, int], float] = {}  # of the last decision, behind the prompt
         self._walked: dict[tuple[str, int], dict[Plan, Candidate]] = {}  # what the last decision chose from
+        self._sketches: dict[tuple[str, int], list[Any]] = {}  # of the prompts of the replies that it was chosen on
         self._scored_at: dict[tuple[str, int], int] = {}
         self.ranking_seconds = 0.0  # what ranking all plans took last
         self.awaited: dict[int, Plan] = {}  # switches between replies whose outcome is not known yet
@@ -144,26 +149,31 @@ class Planner:
         def rule(plan: Plan) -> StopRule | None:
             return self.stop_rule(plan, temperature, context)
 
+        self._sketches[key] = [reply.sketch for reply in scored]
         held = [Plan(self.target), *([current] if current else [])]
         walked = self._walked[key] = candidates.walked(ranked, held, costs, scored, rule)
         if walked:
             ranked = [Ranked(plan, one.replayed.ms_per_token or 0.0) for plan, one in walked.items()]
             if current is not None and current not in walked:
                 # Another cap for the same drafts costs nothing, so it need not pay by a margin.
-                current = next(plan for plan in walked if plan.names == current.names)
+                current = next((plan for plan in walked if plan.names == current.names), None)
             held_ms = None if current is None else walked[current].replayed.ms_per_token
 
             def error(new: Plan, old: Plan) -> float:
                 return planning.relative_gain(walked[new].replayed, walked[old].replayed)[1]
+        else:
+            current = None
 
         reading = self._reading(context)
         decision = planning.choose(
             [Ranked(r.plan, r.ms_per_token + reading(r.plan)) for r in ranked],
             current,
             current_ms=None if current is None or held_ms is None else held_ms + reading(current),
-            uncertainty=error,
+            uncertainty=error if walked else float("inf"),
             sure=sure,
         )
+        if not walked:
+            decision = replace(decision, reason="Plain decoding until a few replies have shown what drafts are worth.")
         self._decode_ms[key] = decision.forecast_ms - reading(decision.plan)
         if current is not None and decision.plan != current:
             number = self._stats.record_switch(
@@ -223,8 +233,8 @@ class Planner:
         )
 
     def stop_rule(self, plan: Plan, temperature: float, context: int = 0) -> StopRule | None:
-        """When the first level of a plan stops drafting by value; None for a lookup, and until it is calibrated."""
-        if not plan.drafts or plan.drafts[0].name == LOOKUP or not self.profile.measured:
+        """When the first level of a plan stops drafting by value; None for a model until it is calibrated."""
+        if not plan.drafts or not self.profile.measured:
             return None
         first, above, name = plan.names[0], plan.names[1], temperature_bucket(temperature)
         key, ground = (name, plan, bucket(context)), self._grounds.get((name, bucket(context)))
@@ -233,14 +243,22 @@ class Planner:
         if (name, first, above) not in self._calibrations:
             known = self.evidence.positions(temperature)
             self._calibrations[name, first, above] = planning.fit(
-                (sure[first], overlaps[first, above])
-                for overlaps, sure in known
-                if first in sure and (first, above) in overlaps
+                (
+                    (reply.confidences[first], reply.overlaps[first, above])
+                    for reply in known
+                    if first in reply.confidences and (first, above) in reply.overlaps
+                ),
+                trusted=first == LOOKUP,
             )
         calibration = self._calibrations[name, first, above]
-        if calibration is None or calibration.positions < _CALIBRATED:
+        if calibration is None or (first != LOOKUP and calibration.positions < _CALIBRATED):
             return None
         costs = ground[0] if ground else self.profile.costs(temperature == 0, context)
+        if first == LOOKUP:
+            rule = _lookup_rule(calibration, costs[above])
+            if ground:
+                self._rules[key] = rule
+            return rule
         pair = Plan(above, plan.drafts[:1])
         token_ms = planning.expected_ms_per_token(pair, costs, {(first, above): calibration.mean})
         column_ms = (costs[above][_COLUMNS] - costs[above][1]) / (_COLUMNS - 1)  # widths 2 to 9: verifying passes
@@ -249,8 +267,16 @@ class Planner:
             self._rules[key] = rule
         return rule
 
-    def decide(self, plan: str | Plan, temperature: float, context: int) -> tuple[Plan, float | None]:
+    def decide(
+        self, plan: str | Plan, temperature: float, context: int, prompt: Sequence[int] = (), by_value: bool = True
+    ) -> tuple[Plan, float | None]:
         """The plan to run, decided here for "auto" and checked otherwise, and its forecast in ms per token.
+
+        Args:
+            plan: "auto", or a plan.
+            temperature, context: of the reply.
+            prompt: its token ids: for "auto", replies to prompts like it count for more.
+            by_value: whether levels may stop by value.
 
         Raises:
             ConfigError: this family cannot run it.
@@ -261,7 +287,31 @@ class Planner:
         if not self._models[self.target].cuttable:
             return Plan(self.target), None
         decision = self.plan_for(temperature, context)
-        return decision.plan, self._decode_ms[temperature_bucket(temperature), bucket(context)]
+        key = temperature_bucket(temperature), bucket(context)
+        found = self._for_prompt(key, prompt, self._reading(context), by_value)
+        return found or (decision.plan, self._decode_ms[key])
+
+    def _for_prompt(
+        self, key: tuple[str, int], prompt: Sequence[int], reading: Callable[[Plan], float], by_value: bool
+    ) -> tuple[Plan, float] | None:
+        """The best of the plans that the last decision was made between, on replies to prompts like this one, and its
+        forecast, ms per token; None where nothing was replayed."""
+        walked, weights = self._walked.get(key), planning.weights(self._sketches.get(key, []), prompt)
+        if not walked:
+            return None
+        if not by_value:
+            fixed = {one.fixed: one.fixed_ms for one in walked.values()}
+            best = min(fixed, key=lambda plan: fixed[plan] + reading(plan))
+            plain = Plan(self.target)
+            pays = fixed[best] + reading(best) < (1 - planning.MARGIN) * fixed[plain]
+            return (best, fixed[best]) if pays else (plain, fixed[plain])
+        ms = {plan: found for plan, one in walked.items() if (found := planning.weighted_ms(one.replayed, weights))}
+
+        def error(new: Plan, old: Plan) -> float:
+            return planning.relative_gain(walked[new].replayed, walked[old].replayed, weights)[1]
+
+        decision = planning.choose([Ranked(plan, time + reading(plan)) for plan, time in ms.items()], uncertainty=error)
+        return decision.plan, ms[decision.plan]
 
     def fixed(self, plan: Plan, temperature: float, context: int) -> tuple[Plan, float | None]:
         """The plan of `decide` at thresholds for a reply in which nothing stops by value, and the forecast of that in
@@ -336,3 +386,10 @@ class Planner:
                 for a in decision.alternatives
             ],
         }
+
+
+def _lookup_rule(calibration: Calibration, above: Sequence[float]) -> StopRule:
+    """How long a lookup's blocks are under a level that takes `above` ms by width."""
+    added = np.maximum.accumulate(np.asarray(above[:MAX_WIDTH]) - above[0])
+    block_ms = tuple(float(ms) + LOOKUP_MS * n for n, ms in enumerate(added))
+    return StopRule(calibration, _SAVED * above[0], block_ms[1], block_ms)

@@ -6,6 +6,7 @@ import itertools
 import platform
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from statistics import median
 from typing import Any
 
 import torch
@@ -28,6 +29,10 @@ MAX_MS = 1e6
 """A stored step that took longer than a quarter of an hour is no step time."""
 
 _PASSES = 256  # last passes in replies that say how far steps in place are from steps that were measured alone
+
+_PROMPTS = 16  # last passes over prompts that say what a token of one takes
+
+_TIMED = 2  # plain steps that are timed at a time
 
 _WORKS = 48
 """Last replies that the time outside passes is fitted on."""
@@ -52,6 +57,7 @@ class Profile:
         self._works: dict[bool, deque[Work]] = {True: deque(maxlen=_WORKS), False: deque(maxlen=_WORKS)}
         self._overheads: dict[bool, Overhead] = {}
         self._recent: dict[str, deque[Pass]] = {name: deque(maxlen=_PASSES) for name in models}
+        self._prompts: dict[str, deque[float]] = {name: deque(maxlen=_PROMPTS) for name in models}  # ms a token
         self._tables: dict[tuple[str, int], list[float]] = {}  # measured alone
         self._widths: dict[tuple[str, int], list[float]] = {}  # as they are in replies
 
@@ -118,22 +124,41 @@ class Profile:
         self._measured_anew()
         self.store()
 
-    def refresh(self, stop: Callable[[], bool] = lambda: False) -> None:
-        """Times a few plain steps of the target, and one model, in turn, at every width.
+    def refresh(self, seconds: float, stop: Callable[[], bool] = lambda: False) -> None:
+        """Times the target's plain step, and one model, in turn, at some widths.
 
         The baseline must not be older than what it is compared with, and a first measurement taken at a busy moment
-        must not last. `stop` is asked before every pass.
+        must not last.
+
+        Args:
+            seconds: that it should take at most, by what passes took until now.
+            stop: asked before every pass.
         """
-        self._costs[self._target].measure((1,), (0,), repeats=3, stop=stop)
-        self._costs[next(self._in_turn)].measure(buckets=(0,), repeats=1, stop=stop)
+        plain = self._costs[self._target]
+        left = seconds - (_TIMED + 1) * plain.cost(1).ms / 1000
+        if left > 0:
+            plain.measure((1,), (0,), repeats=_TIMED, stop=stop)
+        name = next(self._in_turn)
+        costs, taken = self._costs[name], sum(self.widths(name)) / 1000
+        if 2 * taken < left:
+            costs.measure(buckets=(0,), repeats=1, stop=stop)
+        elif self.widths(name)[0] / 1000 + self.widths(name)[-1] / 1000 < left:
+            # One width beside the plain step, to be compared with it.
+            costs.measure((1, costs.rarest()), (0,), repeats=0, stop=stop)
         self._measured_anew()
         self.store()
+
+    def prompt_ms(self, name: str) -> float:
+        """Milliseconds that a model takes for one token of a prompt, in wide passes."""
+        known = self._prompts[name]
+        return median(known) if known else self.widths(name)[-1] / MAX_WIDTH
 
     def learn(self, name: str, passes: Iterable[Pass]) -> None:
         """Takes a reply's own passes into account."""
         passes = list(passes)
         self._costs[name].add(passes)
         self._recent[name].extend(p for p in passes if p.last and p.width <= MAX_WIDTH)
+        self._prompts[name].extend(1000 * p.seconds / p.width for p in passes if not p.last and p.width > 2 * MAX_WIDTH)
         self._widths.clear()
 
     def worked(self, greedy: bool, work: Work) -> None:
@@ -166,8 +191,7 @@ class Profile:
                 samples=cost.samples,
             )
             for name, model in self._models.items()
-            for at, width, cost in self._costs[name].rows()
-            if at == 0
+            for width, cost in self._costs[name].all_widths()
         )
 
     def plain_ms(self, contexts: Sequence[int]) -> float:

@@ -98,10 +98,13 @@ class Sampler:
             return [int(i) if math.isfinite(x) else -1 for i, x in pairs]
         if logits.device.type == "cpu":
             # By numpy, in one thread: torch's threads wait for each other, which takes milliseconds on a busy machine.
-            rows = np.empty(logits.shape, dtype=np.float32)
-            for row, values in zip(rows, logits.float().numpy(), strict=True):
-                row[:] = self._probabilities(values)
-            return torch.from_numpy(rows)
+            values = logits.float().numpy()
+            if not self._filtered:
+                return torch.from_numpy(_softmax(values, self.params.temperature))
+            found = np.empty(logits.shape, dtype=np.float32)
+            for at in range(len(values)):
+                found[at] = self._probabilities(values[at])
+            return torch.from_numpy(found)
         if self.params.temperature != 1:
             logits = logits / self.params.temperature
         for keep in self._filters:
@@ -140,7 +143,7 @@ class Sampler:
             return -1, [-1], 0.0
         if self.params.greedy:
             return best, [best], 1 / float(np.exp(values - values[best]).sum()) if measured else 1.0
-        found = self._probabilities(values)
+        found = self._probabilities(values) if self._filtered else _softmax(values, self.params.temperature)
         token, total = draw_from(found, coin)
         if out is None:
             out = torch.from_numpy(found).unsqueeze(0)
@@ -198,6 +201,16 @@ class Sampler:
             logits[i] = -torch.inf
             logits[i, self.params.forced_ids[first + i]] = 0.0
         return logits
+
+
+def _softmax(logits: np.ndarray, temperature: float) -> np.ndarray:
+    with np.errstate(invalid="ignore"):  # a row that is no distribution becomes NaN
+        weights = logits - logits.max(-1, keepdims=True)
+        if temperature != 1:
+            weights /= np.float32(temperature)
+        np.exp(weights, out=weights)
+        weights /= weights.sum(-1, keepdims=True)
+    return weights
 
 
 def _copy(logits: Tensor, bias: Tensor | None) -> Tensor:

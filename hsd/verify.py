@@ -186,14 +186,14 @@ def _chances(draft: Sequence[int], q: Rows, p: Tensor) -> tuple[list[float], lis
     n = len(draft)
     if n == 0:
         return [], []
-    chances_p = _at(p, draft)
+    chances_p = chances_of(p, draft)
     if any(math.isnan(chance) for chance in chances_p):
         raise NoDistributionError
-    return chances_p, [1.0] * n if isinstance(q, list) else _at(q, draft)
+    return chances_p, [1.0] * n if isinstance(q, list) else chances_of(q, draft)
 
 
-def _at(rows: Tensor, tokens: Sequence[int]) -> list[float]:
-    """Each token's probability in its row."""
+def chances_of(rows: Tensor, tokens: Sequence[int]) -> list[float]:
+    """Each token's probability in its row, of `(>= n, V)` rows and `n` tokens."""
     if rows.device.type == "cpu":
         values: list[float] = rows.numpy()[range(len(tokens)), tokens].tolist()
         return values

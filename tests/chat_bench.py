@@ -170,8 +170,8 @@ class Far:
             if isinstance(event, hsd.Finished):
                 return
 
-    def learn(self, should_stop: Callable[[], bool]) -> None:
-        return
+    def learn(self, should_stop: Callable[[], bool]) -> bool:
+        return False
 
     def close(self) -> None:
         self._child.kill()

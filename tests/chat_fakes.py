@@ -123,14 +123,15 @@ class ScriptedEngine:
             text, self.tokenizer.ids(text.removeprefix(" ").split(" ")) if text else (), reason, stats, seed=1
         )
 
-    def learn(self, should_stop: Callable[[], bool]) -> None:
+    def learn(self, should_stop: Callable[[], bool]) -> bool:
         self.learned += 1
         deadline = time.monotonic() + 0.2
         while time.monotonic() < deadline:
             if should_stop():
                 self.learning_stopped += 1
-                return
+                break
             time.sleep(0.005)
+        return False
 
     def close(self) -> None:
         self.closed = True

@@ -144,8 +144,9 @@ def test_another_family_takes_the_place_of_the_first(tmp_path: Path) -> None:
     class Busy(ScriptedEngine):
         """At work until a family was chosen and a message sent: both are there when it looks again."""
 
-        def learn(self, should_stop) -> None:
+        def learn(self, should_stop) -> bool:
             chosen.wait(10)
+            return False
 
     session = Session(Store(tmp_path / "chat.db"), lambda progress: Busy(lambda _: "first"), family="builtin")
     with pytest.raises(hsd.HsdError, match="cannot be changed here"):

@@ -45,7 +45,7 @@ def run(ask: BenchRequest) -> dict[str, Any]:
     journal = Journal(ask.out, "forecast")
     out: dict[str, Any] = {"prompts": each * len(JUDGE)}
     with ask.engine() as engine:
-        engine.learner.share = 1.0  # all replies of the fit are scored, as they would be in a day of chatting
+        engine.learner.allowance.share = 1.0  # all replies of the fit are scored, as they would be in a day of chatting
         out |= {"family": engine.info.name, "device": engine.info.device}
         plans = plans_of([LOOKUP, *engine.info.models], count)
         for temperature in (0.7, 0.0):

@@ -5,7 +5,7 @@ Numbers in, plans out: numpy only; no models, no files, no clock. See `docs/plan
 
 from __future__ import annotations
 
-from hsd.planning.choice import Alternative, Decision, choose, gain_error
+from hsd.planning.choice import MARGIN, Alternative, Decision, choose, gain_error
 from hsd.planning.expected import (
     LevelForecast,
     PlanForecast,
@@ -27,12 +27,14 @@ from hsd.planning.overhead import Overhead, Work, fit_overhead, with_overhead
 from hsd.planning.path import relaxed_ms_per_token, relaxed_plan
 from hsd.planning.priors import prior_acceptance, standard_errors, with_priors
 from hsd.planning.refine import Ranked, best_plan, neighbours, ranking
-from hsd.planning.replay import Replayed, Sequences, relative_gain, replay, survival
+from hsd.planning.replay import Replayed, Sequences, relative_gain, replay, survival, weighted_ms
+from hsd.planning.similar import sketch, weights
 from hsd.planning.stopping import Calibration, StopRule, fit
 from hsd.planning.tables import Acceptances, Costs
 from hsd.planning.within import Shift, shift_of, shifted
 
 __all__ = [
+    "MARGIN",
     "Acceptances",
     "Alternative",
     "Calibration",
@@ -72,8 +74,11 @@ __all__ = [
     "replay",
     "shift_of",
     "shifted",
+    "sketch",
     "standard_errors",
     "survival",
+    "weighted_ms",
+    "weights",
     "with_overhead",
     "with_priors",
 ]

@@ -56,6 +56,30 @@ def drafted_by_value(rule: StopRule, chances: Floats, threshold: int) -> NDArray
     return drafted
 
 
+def looked_up(rule: StopRule, chances: Floats, threshold: int) -> NDArray[np.int_]:
+    """[pieces, positions] tokens that a lookup proposes from every position on, by its rule and up to a threshold.
+
+    Within a block a match only grows, so that its chances do not fall; where the stored reply left the match, the block
+    was longer than the reply shows.
+
+    Args:
+        rule: what a block gains.
+        chances: [pieces, positions + threshold] of its token, by its confidence; NaN where it proposed nothing.
+        threshold: longest block.
+    """
+    positions, most = chances.shape[1] - threshold, min(threshold, len(rule.block_ms) - 1)
+    nothing = np.isnan(chances[:, :positions])
+    best, length = np.zeros((len(chances), positions)), np.zeros((len(chances), positions), dtype=np.int_)
+    chance, survives, gain = np.zeros(best.shape), np.ones(best.shape), np.zeros(best.shape)
+    for n in range(most):
+        chance = np.fmax(chance, chances[:, n : n + positions])
+        survives = survives * chance
+        gain = gain + survives * rule.token_ms - (rule.block_ms[n + 1] - rule.block_ms[n])
+        better = (gain > best) & ~nothing
+        best, length = np.where(better, gain, best), np.where(better, n + 1, length)
+    return length
+
+
 def first_block(
     threshold: int,
     step_ms: float,

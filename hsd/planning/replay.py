@@ -14,7 +14,7 @@ Ours, after the limits that Mohri et al. 2025 (arXiv 2510.19705) state. What it 
 - With `ends` there is an end: a level whose tokens will all be kept stops drafting there, and one that has lost the way
   goes on to its threshold. In replies of 25 tokens that is a tenth of the drafting.
 - A plan with a rule stops by value: its first level, at every position, where the rule says so of the confidences that
-  it had in the stored reply, also behind a token that will be refused.
+  it had in the stored reply, also behind a token that will be refused. A lookup decides on its whole block at once.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hsd.errors import ConfigError
-from hsd.planning.blocks import drafted_by_value, first_block, next_block
+from hsd.planning.blocks import drafted_by_value, first_block, looked_up, next_block
 from hsd.planning.stopping import StopRule
 from hsd.planning.tables import Costs, Floats, Tables, plan_of, tables
 from hsd.types import LOOKUP, Plan
@@ -37,6 +37,9 @@ where a lookup had nothing to propose."""
 
 Confidences = Sequence[Mapping[str, NDArray[np.floating]]]
 """Per reply: model -> [positions] its largest probability at every scored position."""
+
+_LEAST_REPLIES = 1.5
+"""Replies, by weight, below which nothing is known of how much they differ."""
 
 PIECE, PIECES = 256, 32
 """Positions walked one after the other, and pieces walked side by side: bounds time and memory (a few MB)."""
@@ -106,21 +109,38 @@ def replay(
     return [_replay_one(_Case(*case, rule=(rules or {}).get(case[0]))) for case in cases]
 
 
-def relative_gain(one: Replayed, other: Replayed) -> tuple[float, float]:
+def relative_gain(one: Replayed, other: Replayed, weights: Floats | None = None) -> tuple[float, float]:
     """Share of time that `one` saves against `other` on the replies both hold, and its standard error.
 
     Replies are compared pairwise, so what makes a reply hard for both cancels. (NaN, inf) without a common reply; the
     error is infinite below two.
+
+    Args:
+        weights: [replies] how much each of them counts; None counts all alike.
     """
     numbers = np.array([one.reply_ms, one.reply_tokens, other.reply_ms, other.reply_tokens])
-    ms, tokens, other_ms, other_tokens = numbers[:, np.isfinite(numbers).all(axis=0)]
-    if ms.size == 0:
+    common = np.isfinite(numbers).all(axis=0)
+    if not common.any():
         return float("nan"), float("inf")
-    a, b = ms.sum() / tokens.sum(), other_ms.sum() / other_tokens.sum()
-    residual = (a / b) * (
-        (ms - a * tokens) / (a * tokens.mean()) - (other_ms - b * other_tokens) / (b * other_tokens.mean())
-    )
-    return float(1 - a / b), _error_of_mean(residual)
+    share = np.ones(common.sum()) if weights is None else weights[common]
+    share = share / share.sum()
+    ms, tokens, other_ms, other_tokens = numbers[:, common]
+    spent, made, other_spent, other_made = (float(share @ column) for column in numbers[:, common])
+    a, b = spent / made, other_spent / other_made
+    residual = (a / b) * ((ms - a * tokens) / (a * made) - (other_ms - b * other_tokens) / (b * other_made))
+    effective = 1 / float((share**2).sum())
+    if effective < _LEAST_REPLIES:
+        return float(1 - a / b), float("inf")
+    error = float(np.sqrt((share**2 * residual**2).sum() * effective / (effective - 1)))
+    return float(1 - a / b), error
+
+
+def weighted_ms(one: Replayed, weights: Floats) -> float | None:
+    """ms per token of a plan on replies that count for more or less; None where none holds its pairs."""
+    numbers = np.array([one.reply_ms, one.reply_tokens])
+    held = np.isfinite(numbers).all(axis=0)
+    ms, tokens = (float(weights[held] @ column) for column in numbers[:, held])
+    return ms / tokens if tokens else None
 
 
 def survival(low_mid: Floats, mid_top: Floats, low_top: Floats | None, dependence: float) -> tuple[Floats, Floats]:
@@ -163,7 +183,8 @@ class _Case:
         known = self.sure[reply].get(self.plan.names[0])
         if known is None or known.shape != (length,):
             return np.full(length, self.rule.calibration.mean)
-        return self.rule.calibration.chances(known)
+        found = self.rule.calibration.chances(known)
+        return np.where(np.isnan(known), np.nan, found) if self.plan.names[0] == LOOKUP else found
 
 
 def _checked(number: int, reply: Mapping[tuple[str, str], NDArray[np.floating]]) -> dict[tuple[str, str], Floats]:
@@ -240,7 +261,8 @@ def _walk(case: _Case, length: Mapping[int, int], pieces: NDArray[np.intp]) -> t
     most = None
     if case.rule:
         chances = np.stack([case.chances(i, length[i])[at] for i, at in where])
-        most = drafted_by_value(case.rule, chances, thresholds[0])
+        by_value = looked_up if names[0] == LOOKUP else drafted_by_value
+        most = by_value(case.rule, chances, thresholds[0])
     step_ms = float(table.width_ms[rows[0], 1])
     block = first_block(thresholds[0], step_ms, rate, np.isnan(proposed), left, most)
     for i in range(1, len(names) - 1):

@@ -9,7 +9,7 @@ has yet to be drawn, so the output keeps its distribution.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -53,35 +53,63 @@ class StopRule:
         calibration: of the first level under the second.
         token_ms: what a token costs the second level now, ms.
         draft_ms: what one more draft token costs: a step and one more column above, ms.
+        block_ms: of a lookup, which knows its whole block before anything is verified: what a block of n tokens adds to
+            the pass above it, by n, beginning with 0. ms.
     """
 
     calibration: Calibration
     token_ms: float
     draft_ms: float
+    block_ms: tuple[float, ...] = (0.0,)
 
     def pays(self, chance: float) -> bool:
         """Whether another token pays when all that is held survives with this chance."""
         return chance * self.calibration.mean * self.token_ms > self.draft_ms
 
+    def length(self, confidences: Sequence[float]) -> int:
+        """How many tokens of a lookup's block are worth verifying: the number that gains most, 0 if none does.
 
-def fit(samples: Iterable[tuple[NDArray[np.floating], NDArray[np.floating]]]) -> Calibration | None:
+        Args:
+            confidences: of every token, if those before it are right.
+        """
+        most = min(len(confidences), len(self.block_ms) - 1)
+        chances = self.calibration.chances(np.asarray(confidences[:most], dtype=np.float64))
+        gains = self.token_ms * np.cumsum(np.cumprod(chances)) - np.asarray(self.block_ms[1 : most + 1])
+        return int(gains.argmax()) + 1 if most and gains.max() > 0 else 0
+
+
+_CENTRES = tuple((low + high) / 2 for low, high in zip((0.0, *EDGES), (*EDGES, 1.0), strict=True))
+
+
+def fit(
+    samples: Iterable[tuple[NDArray[np.floating], NDArray[np.floating]]],
+    *,
+    trusted: bool = False,
+) -> Calibration | None:
     """Fits the map from confidence to acceptance.
 
     Args:
-        samples: per reply, confidences `(positions,)` and overlaps `(positions,)`.
+        samples: per reply, confidences `(positions,)` and overlaps `(positions,)`; a position where either is NaN (a
+            lookup had nothing to propose) does not count.
+        trusted: confidences count as chances until positions say otherwise, as a lookup's do. A model's do not: they
+            are drawn towards the mean acceptance.
 
     Returns:
-        The map; None without any position.
+        The map; None without any position, unless confidences are trusted.
     """
-    pairs = [(c, o) for c, o in samples if c.shape == o.shape and c.size]
-    if not pairs:
+    pairs = [
+        (np.asarray(c, dtype=np.float64), np.asarray(o, dtype=np.float64)) for c, o in samples if c.shape == o.shape
+    ]
+    confidence, overlap = (np.concatenate([np.zeros(0), *(pair[at] for pair in pairs)]) for at in (0, 1))
+    known = ~(np.isnan(confidence) | np.isnan(overlap))
+    confidence, overlap = confidence[known], overlap[known]
+    if not overlap.size and not trusted:
         return None
-    confidence = np.concatenate([c for c, _ in pairs]).astype(np.float64)
-    overlap = np.concatenate([o for _, o in pairs]).astype(np.float64)
-    mean = float(overlap.mean())
+    mean = float(overlap.mean()) if overlap.size else 0.0
+    prior = np.array(_CENTRES) if trusted else np.full(len(_CENTRES), mean)
     bins = np.searchsorted(EDGES, confidence, side="right")
     weight = np.bincount(bins, minlength=len(EDGES) + 1) + _PRIOR_WEIGHT
-    total = np.bincount(bins, weights=overlap, minlength=len(EDGES) + 1) + _PRIOR_WEIGHT * mean
+    total = np.bincount(bins, weights=overlap, minlength=len(EDGES) + 1) + _PRIOR_WEIGHT * prior
     return Calibration(tuple(_rising(total / weight, weight)), mean, int(overlap.size))
 
 

@@ -8,6 +8,8 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from hsd.runtime.base import MAX_WIDTH, LanguageModel
 from hsd.runtime.reader import Pass, Reader
 
@@ -15,8 +17,11 @@ BUCKETS = (512, 2048, 8192)
 """Upper ends of the context buckets, in tokens; the last bucket is open."""
 
 _PLACES = (128, 1024, 4096, 16384)  # a context inside each bucket at which it is measured
+_PIECE = 32  # tokens of a pass on the way to the place of a measurement
 _KEEP = 33  # newest samples per width and bucket; their median follows a machine that slows down within a reply or two
-_LONGEST = 2.0  # seconds that measuring in one bucket takes, but for a first round over all widths
+_LONGEST = 1.0  # seconds after which measuring a model ends
+_FIRST = (1, 16, 4, 8, 2)  # widths that are always measured; others lie between them
+_FAR = 0.25  # seconds that reading up to the place of a measurement may take
 _ALLOCATES = 0.005  # seconds of a pass that the allocations of a first one can be seen in
 _SWEEPS = 15  # newest measurements of all widths together, per bucket
 
@@ -50,15 +55,22 @@ class StepCosts:
 
     def measure(
         self,
-        widths: Sequence[int] = tuple(range(1, MAX_WIDTH + 1)),
+        widths: Sequence[int] = (),
         buckets: Sequence[int] = (0, 1),
         repeats: int = 5,
         stop: Callable[[], bool] = lambda: False,
     ) -> None:
-        """Runs passes of the given widths at a context inside each bucket and keeps their times.
+        """Runs passes at a context inside each bucket and keeps their times.
 
-        Buckets that the model's context does not reach are left out. A model that is slow is measured in fewer rounds,
-        and not behind a long context, which takes it long to read. `stop` is asked before every pass.
+        A fast model is measured at every width, `repeats` times. A slow one is measured at few widths, behind a short
+        context: a pass of 0.3 s says enough the first time, and replies measure what they use. `stop` is asked before
+        every pass.
+
+        Args:
+            widths: of the passes; none is all of them, as far as a second goes.
+            buckets: those that the model's context does not reach are left out.
+            repeats: of each width.
+            stop: whether to end now.
         """
         reader = Reader(self._model, self._model.new_cache())
         text = [i % min(self._model.vocab, 1000) for i in range(self._model.context)]
@@ -67,26 +79,46 @@ class StepCosts:
             if bucket(place) != at:
                 continue
             begun = time.monotonic()
-            if not reader.prefill(text[:place], stop):
+            while len(reader) < place and time.monotonic() - begun < _FAR:
+                if stop() or not reader.prefill(text[: min(len(reader) + _PIECE, place)], stop):
+                    return
+            if bucket(len(reader)) != at:
                 return
-            # Rounds over all widths, not all repeats of one: a busy moment then touches every width a little.
-            for turn in range(repeats + 1):
-                if turn and time.monotonic() - begun > _LONGEST:
-                    break
-                for width in widths:
-                    if stop():
-                        return
-                    reader.rewind(place)
-                    reader.read(text[: place + width], width)
-                    if turn == 0 and reader.meter.passes[-1].seconds < _ALLOCATES:
-                        reader.meter.passes.pop()  # the first pass of a width allocates
-            self.add(reader.meter.passes)
-            if len(widths) > 1:
-                for entry in reader.meter.passes:
-                    self._swept[bucket(entry.context), entry.width].append(entry.seconds * 1000)
-            reader.meter.passes.clear()
+            self._measure_at(reader, text, widths or _order(), not widths, repeats, stop)
             if time.monotonic() - begun > _LONGEST:
                 return
+
+    def _measure_at(
+        self,
+        reader: Reader,
+        text: list[int],
+        widths: Sequence[int],
+        all_widths: bool,
+        repeats: int,
+        stop: Callable[[], bool],
+    ) -> None:
+        """Rounds over all widths, not all repeats of one: a busy moment then touches every width a little."""
+        place, begun = len(reader), time.monotonic()
+        reader.meter.passes.clear()
+        for turn in range(repeats + 1):
+            for width in widths:
+                late = time.monotonic() - begun > _LONGEST
+                if stop() or (late and (turn or (all_widths and width not in _FIRST))):
+                    break
+                reader.rewind(place)
+                reader.read(text[: place + width], width)
+                if turn == 0 and reader.meter.passes[-1].seconds < _ALLOCATES:
+                    reader.meter.passes.pop()  # the first pass of a width allocates
+        self.add(reader.meter.passes)
+        if len(widths) > 1:
+            self.swept(reader.meter.passes)
+        reader.meter.passes.clear()
+        reader.rewind(place)
+
+    def swept(self, passes: Iterable[Pass]) -> None:
+        """Takes passes that were made to compare widths into account."""
+        for entry in passes:
+            self._swept[bucket(entry.context), entry.width].append(entry.seconds * 1000)
 
     def add(self, passes: Iterable[Pass]) -> None:
         """Takes the passes of a reply into account."""
@@ -125,13 +157,21 @@ class StepCosts:
 
         Only from measurements of all widths together, so that every width has seen the same moments: a machine moves
         between states in which a wide pass costs half as much again, and widths that replies use have newer samples
-        than others. Lower quartiles: other programs only ever add to a pass.
+        than others. Lower quartiles: other programs only ever add to a pass. Widths that were not measured lie between
+        their neighbours.
         """
-        out = []
+        known = {}
         for width in range(1, MAX_WIDTH + 1):
             swept = self._nearest(self._swept, width, context)
-            out.append(self.cost(width, context).low_ms if swept is None else _summary(swept).low_ms)
-        return out
+            if swept is not None:
+                known[width] = _summary(swept).low_ms
+        if not known:
+            known = {1: self.cost(1, context).low_ms}
+        return np.interp(range(1, MAX_WIDTH + 1), list(known), list(known.values())).tolist()
+
+    def rarest(self) -> int:
+        """The width of which least is known."""
+        return min(_order(), key=lambda width: len(self._swept.get((0, width), ())))
 
     @staticmethod
     def _nearest(samples: Mapping[tuple[int, int], deque[float]], width: int, context: int) -> deque[float] | None:
@@ -140,9 +180,21 @@ class StepCosts:
         order = (*range(at, -1, -1), *range(at + 1, len(BUCKETS) + 1))
         return next((found for near in order if (found := samples.get((near, width)))), None)
 
-    def rows(self) -> list[tuple[int, int, Cost]]:
-        """(bucket, width, cost) of everything measured, for storing."""
-        return [(at, width, _summary(s)) for (at, width), s in sorted(self._samples.items()) if s]
+    def all_widths(self) -> list[tuple[int, Cost]]:
+        """(width, cost) behind a short context, for storing: all of them, or none where the widest was not measured.
+
+        A width that was not measured lies between its neighbours, and has no samples.
+        """
+        known = {width: _summary(s) for (at, width), s in sorted(self._samples.items()) if at == 0 and s}
+        if not {1, MAX_WIDTH} <= known.keys():
+            return list(known.items())
+        times = np.interp(range(1, MAX_WIDTH + 1), list(known), [cost.ms for cost in known.values()]).tolist()
+        return [(width, known.get(width) or Cost(ms, ms, ms / 2, 0)) for width, ms in enumerate(times, 1)]
+
+
+def _order() -> list[int]:
+    """Every width, those first that say most of the others."""
+    return [*_FIRST, *(width for width in range(1, MAX_WIDTH + 1) if width not in _FIRST)]
 
 
 def _summary(samples: Sequence[float] | deque[float]) -> Cost:

@@ -65,6 +65,7 @@ class ReplyRecord:
     rounds: tuple[tuple[int, int, float], ...] = ()
     seed: int | None = None
     planner_json: str = ""
+    sketch: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,8 +15,14 @@ from hsd.types import LOOKUP
 
 Pair = tuple[str, str]
 
-Positions = tuple[dict[Pair, NDArray[np.float32]], dict[str, NDArray[np.float32]]]
-"""Of one scored reply: overlaps by (draft, verifier) and confidences by model, each `(positions,)`."""
+
+class Positions(NamedTuple):
+    """Of one scored reply: overlaps by (draft, verifier) and confidences by level, each `(positions,)`, and the sketch
+    of its prompt (`planning.sketch`), if one was stored."""
+
+    overlaps: dict[Pair, NDArray[np.float32]]
+    confidences: dict[str, NDArray[np.float32]]
+    sketch: NDArray[np.float32] | None = None
 
 
 def reply_row(record: ReplyRecord, now: float) -> dict[str, Any]:

@@ -106,6 +106,12 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
             PRIMARY KEY (reply_id, model)
         )""",
     ),
+    (
+        """CREATE TABLE sketches (
+            reply_id INTEGER PRIMARY KEY REFERENCES replies(id) ON DELETE CASCADE,
+            bins BLOB NOT NULL
+        )""",
+    ),
 )
 
-TABLES = ("replies", "levels", "rounds", "scores", "positions", "confidences", "costs", "switches")
+TABLES = ("replies", "levels", "rounds", "scores", "positions", "confidences", "sketches", "costs", "switches")

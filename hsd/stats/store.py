@@ -69,6 +69,8 @@ class Stats:
                 blob = np.asarray(record.rounds, dtype="<f4").tobytes()
                 row = {"reply_id": reply_id, "rounds": len(record.rounds), "block_accepted_ms": blob}
                 db.table("rounds").insert(row)
+            if record.sketch:
+                db.table("sketches").insert({"reply_id": reply_id, "bins": record.sketch})
             retention.prune_replies(db, self._keep)
             return reply_id
 
@@ -153,7 +155,7 @@ class Stats:
 
     def sequences(self, family: str, bucket: str, last: int = 50) -> list[dict[Pair, NDArray[np.float32]]]:
         """Overlaps by position of the last scored replies of a bucket, newest first, for `planning.replay`."""
-        return [overlaps for overlaps, _ in self.positions(family, bucket, last)]
+        return [reply.overlaps for reply in self.positions(family, bucket, last)]
 
     def positions(self, family: str, bucket: str, last: int = 50) -> list[Positions]:
         """The same, and beside the overlaps of each reply the confidences of its models."""
@@ -162,20 +164,22 @@ class Stats:
         queries = (
             f"SELECT reply_id, draft, verifier, overlaps FROM positions WHERE {replies} ORDER BY reply_id DESC",
             f"SELECT reply_id, model, confidences FROM confidences WHERE {replies}",
+            f"SELECT reply_id, '', bins FROM sketches WHERE {replies}",
         )
 
         def work(db: sqlite_utils.Database) -> list[list[tuple[Any, ...]]]:
             return [db.execute(query, [family, bucket, last]).fetchall() for query in queries]
 
-        nothing: list[list[tuple[Any, ...]]] = [[], []]
-        overlaps, confidences = self._db.read(work, nothing)
+        nothing: list[list[tuple[Any, ...]]] = [[], [], []]
+        overlaps, confidences, sketches = self._db.read(work, nothing)
         found: dict[int, Positions] = {}
+        bins = {reply: half_floats(blob) for reply, _, blob in sketches}
         for reply, draft, verifier, blob in overlaps:
-            found.setdefault(reply, ({}, {}))[0][draft, verifier] = half_floats(blob)
+            found.setdefault(reply, Positions({}, {}, bins.get(reply))).overlaps[draft, verifier] = half_floats(blob)
         for reply, model, blob in confidences:
             if reply in found:
-                found[reply][1][model] = half_floats(blob)
-        return [reply for reply in found.values() if plausible(reply[0])]
+                found[reply].confidences[model] = half_floats(blob)
+        return [reply for reply in found.values() if plausible(reply.overlaps)]
 
     def verdicts(
         self, family: str, bucket: str, last: int = 50

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -97,13 +97,6 @@ class Planner:
         if since >= _OLD or (since >= _STALE and self._scored_at.get(key) != self._stats.scored):
             return self.choose(temperature, context)
         return self._decisions[key]
-
-    def renew(self, names: Sequence[str], temperature: float = 0.7, context: int = 0) -> None:
-        """Hears that the steps of these models are computed by other means from now on: costs and choice follow."""
-        if names:
-            self.profile.renew(names)
-            self._replies_since.clear()
-            self.choose(temperature, context)
 
     def replan(self, temperature: float, context: int, plan: Plan) -> None:
         """Decides anew if there was a reply since; what its plan needs, if it is pinned, is fitted as well."""

@@ -172,3 +172,11 @@ def test_an_id_that_the_model_does_not_know_is_an_error_and_leaves_nothing_behin
         with pytest.raises(IndexError):
             reader.read([*ids[:8], wrong], 1)
     torch.testing.assert_close(reader.read(ids, 1), reference(model, ids)[-1:], atol=2e-5, rtol=1e-4)
+
+
+def test_every_width_has_a_cost_where_measuring_takes_longer_than_it_may(monkeypatch):
+    monkeypatch.setattr("hsd.runtime.costs._LONGEST", 0.0)
+    monkeypatch.setattr("hsd.runtime.costs._ALLOCATES", 100.0)
+    costs = StepCosts(TransformersModel("m", tiny.model("llama"), 256))
+    costs.measure(widths=(1, 2), buckets=(0,))
+    assert all(costs.cost(width).ms > 0 for width in (1, 2, 3))

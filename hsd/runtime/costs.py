@@ -70,8 +70,9 @@ class StepCosts:
             if not reader.prefill(text[:place], stop):
                 return
             # Rounds over all widths, not all repeats of one: a busy moment then touches every width a little.
+            dropped = False  # a pass of the first round: then there is a second one, however long it takes
             for turn in range(repeats + 1):
-                if turn and time.monotonic() - begun > _LONGEST:
+                if turn > dropped and time.monotonic() - begun > _LONGEST:
                     break
                 for width in widths:
                     if stop():
@@ -80,6 +81,7 @@ class StepCosts:
                     reader.read(text[: place + width], width)
                     if turn == 0 and reader.meter.passes[-1].seconds < _ALLOCATES:
                         reader.meter.passes.pop()  # the first pass of a width allocates
+                        dropped = True
             self.add(reader.meter.passes)
             if len(widths) > 1:
                 for entry in reader.meter.passes:

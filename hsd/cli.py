@@ -19,8 +19,6 @@ from hsd.bench import BENCHMARKS, BenchRequest
 from hsd.errors import HsdError
 from hsd.terminal import open_output
 
-_PATIENCE = 60.0  # seconds that a terminal is held for steps that are being compiled
-
 FAILED, INTERRUPTED = 1, 130
 
 
@@ -157,13 +155,6 @@ def generate(
             _print_json(_reply_values(reply))
         with contextlib.suppress(Exception):  # learning makes later replies faster; this one is out
             engine.learn()
-        if engine.upgrades.notice and sys.stderr.isatty():
-            # Closing ends what is being compiled, and no command on the terminal lasts as long as that.
-            click.echo(
-                "Note: finishing the faster steps, once on this machine; Ctrl+C leaves them for later.", err=True
-            )
-            with contextlib.suppress(KeyboardInterrupt):
-                engine.upgrades.wait(seconds=_PATIENCE)
         if reply.finish_reason == "error":
             raise HsdError(reply.error or "The reply failed.")
 

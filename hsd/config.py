@@ -58,7 +58,7 @@ class ModelSpec:
     @property
     def gguf(self) -> bool:
         """Whether it is said to be a GGUF file; a folder may hold one without being told so."""
-        return self.file is not None or self.path.lower().endswith(".gguf")
+        return self.file is not None or self.path.lower().endswith(".gguf") or self.path.startswith("builtin:")
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,6 +235,9 @@ def _spec(name: str, value: Any, where: str, file: Path) -> ModelSpec:
     if name == LOOKUP:
         raise ConfigError(f"The {where} is called '{LOOKUP}'.", "That name is taken by the level without a model.")
     spec = _typed(ModelSpec, {"name": name, **value}, where)
+    if spec.path.startswith("builtin:"):
+        # Families that people added to earlier versions say how the built-in models were stored then.
+        spec = dataclasses.replace(spec, quantization="none", dtype="auto", device="auto")
     # A folder beside the file is meant as such, wherever the program was started.
     beside = file.parent / spec.path
     if spec.path.startswith(".") or (beside / "config.json").exists() or (spec.gguf and beside.exists()):

@@ -18,10 +18,7 @@ from hsd.errors import LoadError
 from hsd.loading.cache import hub_folder
 from hsd.loading.place import LIMIT, fast_bf16, gpus, read_gbps
 from hsd.paths import data_dir as data_folder
-from hsd.runtime import native
-from hsd.runtime.building import compiler
 from hsd.runtime.llama_cpp.library import library
-from hsd.runtime.upgrades import OFF, native_possible
 
 _PACKAGES = ("torch", "transformers", "bitsandbytes", "accelerate", "huggingface-hub", "gradio", "sqlite-utils")
 _LOW_DISK_GB = 2.0
@@ -85,8 +82,6 @@ def report(data_dir: str | os.PathLike[str] | None = None) -> dict[str, Any]:
         "nvidia driver": machine.driver or "none",
         "processor": f"{psutil.cpu_count(logical=False) or psutil.cpu_count()} cores, "
         f"{torch.get_num_threads()} threads, {'bf16' if machine.bf16 else 'no bf16'}",
-        "c++ compiler": compiler() or "none: steps stay eager",
-        "own steps": _own_steps(),
         "llama.cpp": _llama_cpp(),
         "memory": f"{memory.available / 1e9:.1f} of {memory.total / 1e9:.1f} GB free{speed}",
         "gpu": "; ".join(_line(card) for card in machine.cards) or "none",
@@ -102,12 +97,6 @@ def report(data_dir: str | os.PathLike[str] | None = None) -> dict[str, Any]:
         {"name": c.name, "free_gb": c.free / 1e9, "total_gb": c.total / 1e9, "text": _line(c)} for c in machine.cards
     ]
     return {"facts": facts, "gpus": cards, "advice": advice(machine)}
-
-
-def _own_steps() -> str:
-    if not native.abilities().issuperset(native.NEEDED) or native_possible():
-        return native.means()
-    return "none: they take GNU's C++ compiler" if native.compiler() is None else f"none: switched off ({OFF})"
 
 
 def _llama_cpp() -> str:

@@ -9,7 +9,6 @@ import weakref
 from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import asdict, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from hsd import loading
@@ -19,6 +18,7 @@ from hsd.conversations import Conversation, Conversations
 from hsd.errors import HsdError, LoadError
 from hsd.failures import understand
 from hsd.generation import Generation, Request
+from hsd.kernels import Kernels
 from hsd.learning import STRETCH, Learner, Outcomes, record_of
 from hsd.loading import Loaded
 from hsd.params import SamplingParams
@@ -26,7 +26,7 @@ from hsd.paths import data_dir as data_folder
 from hsd.planner import Planner
 from hsd.prompts import Prompt, Prompts
 from hsd.race import race
-from hsd.runtime.upgrades import Upgrades
+from hsd.runtime.graphs import capture
 from hsd.stats import Stats
 from hsd.turn import Stream, Turn
 from hsd.types import Event, FamilyInfo, Finished, LoadProgress, Plan, Race, Reply, ReplyStats, Verification
@@ -38,13 +38,11 @@ CACHE_BYTES = 2 << 30
 class Engine:
     """A family of models in memory, and everything that is known about it. One reply at a time; others wait.
 
-    Use `Engine.load` or `Engine.from_models`. `stats` are the rolling statistics, `planner` chooses plans, `upgrades`
-    makes steps faster behind the chat.
+    Use `Engine.load` or `Engine.from_models`. `stats` are the rolling statistics, `planner` chooses plans, `captured`
+    are the models' steps on an NVIDIA GPU.
     """
 
-    def __init__(
-        self, loaded: Loaded, stats: Stats, cache_bytes: int = CACHE_BYTES, compiled: Path | None = None
-    ) -> None:
+    def __init__(self, loaded: Loaded, stats: Stats, cache_bytes: int = CACHE_BYTES) -> None:
         self._loaded = loaded
         self.stats = stats
         self._models = loaded.models
@@ -53,7 +51,9 @@ class Engine:
         self._fit = partial(self._prompts.prepare, context=self._target.context, drop=loaded.family.overflow == "drop")
         self._conversations = Conversations(loaded.models, min(cache_bytes, loaded.cache_bytes))
         self.planner = Planner(loaded.key, loaded.models, stats)
-        self.upgrades = Upgrades(loaded.models, compiled, loaded.vocab)
+        self.captured = capture({n: m for n, m in loaded.models.items() if m.device.type == "cuda"})
+        # On a GPU whole functions of tensors draw and verify, so that it is waited for once.
+        self._kernels = Kernels() if all(m.device.type == "cuda" for m in loaded.models.values()) else None
         self._lock = Turn()
         self._last: tuple[float, int, Plan] | None = None  # temperature, prompt length and plan of the last reply
         self.learner = Learner(self.planner, stats, list(loaded.models))
@@ -91,10 +91,8 @@ class Engine:
             StoreError: the statistics were written by a newer version.
         """
         loaded = loading.load(find_family(family, config), device, dtype, progress)
-        folder = data_folder(data_dir)
-        engine = cls(loaded, Stats(folder / "stats.db"), cache_bytes, folder / "compiled")
+        engine = cls(loaded, Stats(data_folder(data_dir) / "stats.db"), cache_bytes)
         engine.planner.profile.begin(progress or (lambda _: None))
-        engine.upgrades.start()
         return engine
 
     @classmethod
@@ -131,7 +129,7 @@ class Engine:
     @property
     def info(self) -> FamilyInfo:
         """What is loaded, for people."""
-        return self._loaded.info([note for note in (self.stats.warning, self.upgrades.notice) if note])
+        return self._loaded.info([self.stats.warning] if self.stats.warning else [])
 
     @property
     def tokenizer(self) -> Any:
@@ -230,7 +228,6 @@ class Engine:
         """
         with self._lock:
             try:
-                self.planner.renew(self.upgrades.adopt(should_stop), *(self._last or ())[:2])
                 begun, allowance = time.perf_counter(), self.learner.allowance
                 self.learner.run(should_stop)
                 more = self.learner.waits
@@ -268,7 +265,6 @@ class Engine:
             running.close()
         with self._lock:
             self._closed = True
-            self.upgrades.close()
             self._conversations.clear()
             self.learner.clear()
             self.stats.close()
@@ -306,7 +302,7 @@ class Engine:
             end_ids=loaded.end_ids,
             context=self._target.context,
             device=self._target.device,
-            kernels=self.upgrades.kernels,
+            kernels=self._kernels,
         )
         try:
             yield from generation.events()

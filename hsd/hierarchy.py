@@ -24,8 +24,7 @@ from hsd.failures import failed_pass, no_distribution
 from hsd.levels import Level, Round, TokenSequence
 from hsd.lookup import SuffixIndex
 from hsd.planning import StopRule
-from hsd.runtime import Drafting, Reader, rounds
-from hsd.runtime.rounds import FailedRoundError, Rounds
+from hsd.runtime import Reader
 from hsd.sampling import Sampler
 from hsd.types import LevelStats
 from hsd.verify import NoDistributionError, Rows, Verdict, verify
@@ -67,24 +66,7 @@ class Hierarchy:
         self._coins = coins
         self._stop = stop
         self._indices = [level.source for level in self.levels if isinstance(level.source, SuffixIndex)]
-        self._tossed: list[float] = []  # coins that were drawn ahead for a block
-        # A first level that can draft whole blocks does, where tokens are drawn on its own device; the settings are the
-        # same for all of them.
-        settings = Drafting(sampler.scale, sampler.vocab, self._end_ids, stop) if sampler.at_once else None
-        first, device = self.levels[0].source, torch.device(sampler.device).type
-        here = isinstance(first, Reader) and first.model.device.type == device
-        self._how = settings if here else None
-        self._judging = settings if device == "cpu" else None
-        self._rounds = self._made_rounds(self._judging) if self._judging else None
         self._marks = [level.mark() for level in self.levels]
-
-    def _made_rounds(self, how: Drafting) -> Rounds | None:
-        readers = [level.source for level in self.levels if isinstance(level.source, Reader)]
-        if len(readers) < len(self.levels):
-            return None
-        thresholds = [level.threshold for level in self.levels[:-1]]
-        prompt = self.sequence.prompt_length
-        return rounds.make(readers, thresholds, how, self._rule, prompt, self._limit, self._toss)
 
     @property
     def finished(self) -> bool:
@@ -99,36 +81,10 @@ class Hierarchy:
                 cut back to what was committed before.
         """
         begun = time.perf_counter()
-        found = self._at_once() if self._rounds else None
-        if found:
-            return Round(*found, time.perf_counter() - begun)
-        return self._level_by_level()._replace(seconds=time.perf_counter() - begun)
-
-    def _at_once(self) -> tuple[list[int], list[str], int, int] | None:
-        """The round in one call of the runtime, where it can: the same tokens of the same coins."""
-        assert self._rounds is not None
-        sequence, names = self.sequence, self._names
-        try:
-            played = self._rounds.play(sequence.tokens)
-        except FailedRoundError as failure:
-            level = self.levels[failure.level]
-            if not failure.unknown:
-                raise no_distribution(level.name) from None
-            raise failed_pass(level.name, IndexError("a token id is none of those that it knows")) from None
-        if played is None:
-            self._gather()
-            self._tossed[:0] = self._rounds.leave()
-            if not self._rounds.current:
-                self._rounds = None
-            return None
-        tokens, origins, proposed, accepted = played
-        drawn_by = [names[at] for at in origins]
-        sequence.tokens += tokens
-        sequence.origins += drawn_by
-        return tokens, drawn_by, proposed, accepted
+        return self._levels_in_turn()._replace(seconds=time.perf_counter() - begun)
 
     @torch.inference_mode()
-    def _level_by_level(self) -> Round:
+    def _levels_in_turn(self) -> Round:
         """The round, pass after pass."""
         start = len(self.sequence.tokens)
         held = [(level.source, len(level.source)) for level in self.levels]
@@ -182,50 +138,18 @@ class Hierarchy:
     def _decide(self, level: Level, block: list[int], below: Rows) -> tuple[Verdict, Rows]:
         """A level's verdict on a block, and its distributions of the block's places and the one behind it."""
         n = len(block)
-        coins = [self._toss() for _ in range(n + 1)]
-        if self._judging and isinstance(level.source, Reader):
-            found = self._decide_at_once(level, level.source, self._judging, below, coins)
-            if found:
-                return found
+        coins = [self._coins.random() for _ in range(n + 1)]
         rows = self._distributions(level, n + 1)
         try:
             return verify(block, below, rows, coins, self._rule, self._sampler.kernels), rows
         except NoDistributionError:
             raise no_distribution(level.name) from None
 
-    def _decide_at_once(
-        self, level: Level, reader: Reader, how: Drafting, below: Rows, coins: list[float]
-    ) -> tuple[Verdict, Rows] | None:
-        """Pass, distributions and verdict in one call, where the level's runtime can; the same as one by one."""
-        out = None
-        if not self._sampler.params.greedy:
-            if isinstance(below, Tensor) and not (below.is_contiguous() and below.dtype == torch.float32):
-                return None
-            if level is self.levels[-1]:
-                out = level.verdict_rows(len(coins), self._sampler)
-            else:
-                out = torch.empty((len(coins), self._sampler.vocab), dtype=torch.float32)
-        try:
-            decided = reader.judge(self.sequence.tokens, below, coins, self._rule, out, how)
-        except HsdError:
-            raise
-        except Exception as error:
-            raise failed_pass(level.name, error) from error
-        if decided is None:
-            return None
-        accepted, token, best = decided
-        if token < 0:
-            raise no_distribution(level.name)
-        return Verdict(accepted, token), best if out is None else out
-
     def _fill(self, at: int) -> None:
         """Level `at` emits tokens until it holds its threshold; a lookup that knows nothing stops before."""
         level, tokens = self.levels[at], self.sequence.tokens
-        if at == 0 and isinstance(level.source, Reader):
-            if self._how and self._draft_block(level, level.source, self._how):
-                return None
-            if self._stop:
-                return self._draft_by_value(level, self._stop)
+        if at == 0 and self._stop and isinstance(level.source, Reader):
+            return self._draft_by_value(level, self._stop)
         start, room = len(tokens), self._room(at)
         if isinstance(level.source, SuffixIndex):
             if self._ended():
@@ -244,35 +168,6 @@ class Hierarchy:
             else:
                 self._verify(at)
 
-    def _draft_block(self, level: Level, reader: Reader, how: Drafting) -> bool:
-        """The first level drafts its block in one call, where its runtime can; False where it cannot.
-
-        The same tokens of the same coins as token by token: coins that are not needed are kept for the next ones.
-        """
-        tokens = self.sequence.tokens
-        most = min(level.threshold, self._room(0) - len(tokens))
-        if most <= 0 or self._ended() or (how.stop and not how.stop.pays(1.0)):
-            return True
-        while len(self._tossed) < most:
-            self._tossed.append(self._coins.random())
-        rows = None if self._sampler.params.greedy else level.block(self._sampler)
-        try:
-            drafted = reader.draft(tokens, most, self._tossed, rows, how)
-        except Exception as error:
-            raise failed_pass(level.name, error) from error
-        if drafted is None:
-            return False
-        if drafted[-1] < 0:
-            raise no_distribution(level.name)
-        del self._tossed[: len(drafted)]
-        level.rows.append(list(drafted) if rows is None else rows[: len(drafted)])
-        self.sequence.extend(drafted, level.name)  # a chain that begins with a model has no lookup
-        return True
-
-    def _toss(self) -> float:
-        """The next coin."""
-        return self._tossed.pop(0) if self._tossed else self._coins.random()
-
     def _draft_by_value(self, level: Level, stop: StopRule) -> None:
         """The first level drafts while one more token pays; what it asks depends on tokens that it has kept."""
         tokens = self.sequence.tokens
@@ -286,7 +181,7 @@ class Hierarchy:
         logits = self._logits(level, level.source, 1)
         first = level is self.levels[0] and level.threshold > 0
         out = level.place(self._sampler) if first and not self._sampler.params.greedy else None
-        coin = self._toss()
+        coin = self._coins.random()
         token, row, confidence = self._sampler.draw(logits, self.sequence.tokens, coin, out, measured)
         if token < 0:
             raise no_distribution(level.name)
@@ -339,15 +234,6 @@ class Hierarchy:
         """Longest sequence that level `at` may make: a draft leaves the last place to the target's own token."""
         return self._limit - (at < len(self.levels) - 1)
 
-    def _gather(self) -> None:
-        """Takes over what rounds in one call have counted."""
-        if self._rounds:
-            self._rounds.note_passes()
-            for level, (proposed, accepted) in zip(self.levels, self._rounds.verdicts(), strict=True):
-                level.proposed += proposed
-                level.accepted += accepted
-
     def statistics(self) -> tuple[LevelStats, ...]:
         """What every level did since this chain was made, cheapest first."""
-        self._gather()
         return tuple(level.statistics(mark) for level, mark in zip(self.levels, self._marks, strict=True))

@@ -1,8 +1,8 @@
 """Drawing and verifying as functions of tensors alone: no number comes to the host before the answer does.
 
 The same rules as in `hsd.sampling` and `hsd.verify`, which are what people read and what tests trust; here they are
-written so that a GPU is waited for once, and so that a compiler can make one function of each. Coins and settings come
-in as tensors, in float64: one that is rounded could fall on the other side of a boundary.
+written so that a GPU is waited for once. Coins and settings come in as tensors, in float64: one that is rounded could
+fall on the other side of a boundary.
 """
 
 from __future__ import annotations
@@ -121,12 +121,12 @@ def _draw(weights: Tensor, coin: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _row(rows: Tensor, at: Tensor) -> Tensor:
-    """`rows[at]` without the host learning which; a plain index is a view of unknown place, which compilers refuse."""
+    """`rows[at]` without the host learning which."""
     return rows.index_select(0, at.view(1))[0]
 
 
 def _running_maximum(values: Tensor) -> Tensor:
-    """Largest value up to every place; quadratic in a dozen, where compilers have no scan."""
+    """Largest value up to every place."""
     n = values.shape[0]
     earlier = torch.ones(n, n, dtype=torch.bool, device=values.device).tril()
     return torch.where(earlier, values.unsqueeze(0), -torch.inf).amax(1)
@@ -134,10 +134,7 @@ def _running_maximum(values: Tensor) -> Tensor:
 
 @dataclass
 class Kernels:
-    """The functions above as whatever computes them here: plainly on a GPU, compiled on a CPU.
-
-    `shortest` is the shortest block that the rules take: compilers treat a size of 1 as another function.
-    """
+    """The functions above for numbers, as `hsd.sampling` and `hsd.verify` use them on a GPU."""
 
     pick: Callable[[Tensor, Tensor, Tensor], Tensor] = pick
     best: Callable[[Tensor], Tensor] = best

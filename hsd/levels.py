@@ -86,12 +86,6 @@ class Level:
         at = len(self.rows)
         return self.block(sampler)[at : at + 1]
 
-    def verdict_rows(self, count: int, sampler: Sampler) -> Tensor:
-        """`(at least count, vocab)` for the target's distributions of a round: nobody looks at them behind it."""
-        if self._block is None or len(self._block) < count:
-            self._block = torch.empty((count, sampler.vocab), device=sampler.device, dtype=torch.float32)
-        return self._block
-
     def take_rows(self) -> Rows:
         """The distributions of the block that is handed up, valid until this level drafts again; forgets them."""
         rows, self.rows = self.rows, []

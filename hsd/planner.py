@@ -103,13 +103,6 @@ class Planner:
             return self.choose(temperature, context)
         return self._decisions[key]
 
-    def renew(self, names: Sequence[str], temperature: float = 0.7, context: int = 0) -> None:
-        """Hears that the steps of these models are computed by other means from now on: costs and choice follow."""
-        if names:
-            self.profile.renew(names)
-            self._replies_since.clear()
-            self.choose(temperature, context)
-
     def replan(self, temperature: float, context: int, plan: Plan) -> None:
         """Decides anew if there was a reply since; what its plan needs, if it is pinned, is fitted as well."""
         key = (temperature_bucket(temperature), bucket(context))

@@ -87,15 +87,6 @@ class Profile:
         if not self.measured:
             self.measure(lambda name: tell(LoadProgress(name, "measuring step times")))
 
-    def renew(self, names: Iterable[str]) -> None:
-        """Measures models anew whose steps are computed by other means from now on."""
-        for name in names:
-            self._costs[name] = StepCosts(self._models[name])
-            self._costs[name].measure()
-            self._recent[name].clear()
-        self._measured_anew()
-        self.store()
-
     def ages(self) -> dict[str, float]:
         """Model -> seconds since the oldest of its stored step times was measured."""
         return self._stats.cost_ages(machine_key(), self._family, **self._keys())

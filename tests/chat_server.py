@@ -15,8 +15,6 @@ from pathlib import Path
 from typing import Any
 from urllib.request import Request, urlopen
 
-from steps import prepared
-
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -42,17 +40,16 @@ def log_of(folder: Path) -> Path:
 
 
 def serve(
-    *arguments: str, folder: Path, port: int | None = None, slow: bool = False, **environment: str
+    *arguments: str, folder: Path, port: int | None = None, **environment: str
 ) -> tuple[subprocess.Popen, int, float]:
     """A server and its port, once it answers, with the seconds that took.
 
     Args:
-        slow: with the steps that torch has, which take a CPU several times as long.
         environment: further variables.
     """
     port, begun = port or free_port(), time.monotonic()
     command = [sys.executable, "-m", "chat", "--no-browser", "--data-dir", str(folder), "--port", str(port), *arguments]
-    environment = {**os.environ, **({"HSD_COMPILE": "0"} if slow else prepared(folder)), **environment}
+    environment = {**os.environ, **environment}
     # Not a pipe: nobody reads it while the server runs, and a server that fills it waits for ever.
     log = log_of(folder)
     with log.open("ab") as output:
@@ -67,13 +64,13 @@ def serve(
 class Server:
     """A server over one data folder; starting it again keeps the data and the address."""
 
-    def __init__(self, folder: Path, *arguments: str, slow: bool = False) -> None:
-        self.folder, self._arguments, self._slow, self._port = folder, arguments, slow, free_port()
+    def __init__(self, folder: Path, *arguments: str) -> None:
+        self.folder, self._arguments, self._port = folder, arguments, free_port()
         self.address, self.log = f"http://127.0.0.1:{self._port}/", log_of(folder)
         self.start()
 
     def start(self) -> None:
-        self.process, _, self.seconds = serve(*self._arguments, folder=self.folder, port=self._port, slow=self._slow)
+        self.process, _, self.seconds = serve(*self._arguments, folder=self.folder, port=self._port)
 
     def kill(self) -> None:
         self.process.kill()
@@ -131,9 +128,9 @@ def scripted(folder: Path, pause: float, password: str | None = None) -> Iterato
 
 
 @contextmanager
-def serving(folder: Path, *arguments: str, slow: bool = False) -> Iterator[Server]:
+def serving(folder: Path, *arguments: str) -> Iterator[Server]:
     """A server as long as it is needed."""
-    server = Server(folder, *arguments, slow=slow)
+    server = Server(folder, *arguments)
     try:
         yield server
     finally:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
-from hsd.config import ModelSpec
-from hsd.loading.cache import local_folder
+from hsd.bench import llama_cpp as gguf
+from hsd.builtin import stored, tokenizer, weights_file
 
 EMPTY = "<think>\n\n</think>\n\n"
 """What the template writes before a reply that is to come without thinking, and leaves out of earlier turns."""
@@ -28,8 +27,10 @@ def write(folder: Path) -> str:
     """
     names = ("tiny", "small")
     for name in names:
-        shutil.copytree(local_folder(ModelSpec(name, f"builtin:{name}")), folder / name)
-        (folder / name / "chat_template.jinja").write_text(TEMPLATE, encoding="utf-8")
-    models = ", ".join(f'{name}: {{path: "{folder / name}"}}' for name in ("ghost", *names))
+        splitter = tokenizer.load(weights_file(name))
+        splitter.chat_template = TEMPLATE
+        folder.mkdir(parents=True, exist_ok=True)
+        gguf.write(stored.load(weights_file(name)), folder / f"{name}.gguf", "Q8_0", splitter)
+    models = ", ".join(f'{name}: {{path: "{folder / name}.gguf"}}' for name in ("ghost", *names))
     (folder / "models.yaml").write_text(f"families:\n  switch:\n    models: {{{models}}}\n    context: 512\n")
     return f"{folder / 'models.yaml'}#switch"

@@ -15,8 +15,6 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 # Tiny tensors on several threads wait for each other longer than they compute.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-# A compiler at work behind every engine would slow the tests; those of compiled steps ask for it.
-os.environ.setdefault("HSD_COMPILE", "0")
 sys.path.insert(0, str(Path(__file__).parent))
 
 

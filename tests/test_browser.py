@@ -33,6 +33,7 @@ def test_a_message_gets_its_reply_and_line_and_is_there_after_a_reload(browser: 
         page.wait_for_selector(".meta summary")
         line = page.inner_text(".meta summary")
         assert LINE.match(line), line
+        assert "slower than plain" not in line, f"the first reply after a first start: {line}"
         shoot(page, "chat-light")
         reply = page.inner_text("#history .reply .prose")
         page.click(".meta summary")

@@ -22,7 +22,7 @@ TEXTS = "SELECT text FROM messages WHERE conversation_id = (SELECT id FROM conve
 
 @pytest.fixture(scope="module")
 def slow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with serving(tmp_path_factory.mktemp("data"), slow=True) as server:
+    with serving(tmp_path_factory.mktemp("data")) as server:
         yield server
 
 

@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 
-from hsd.builtin import MODELS, WEIGHTS, evaluate, judging, own, questions, stored, tokenizer
+from hsd.builtin import MODELS, evaluate, judging, own, questions, stored, tokenizer, weights_file
 from hsd.builtin.conversation import conversation
 from hsd.builtin.frames import FRAMES, NEXT, WITH_PROGRAM
 from hsd.builtin.mixture import Mixture
@@ -91,7 +91,7 @@ def test_a_reply_needs_a_word_of_every_fact():
 @pytest.fixture(scope="module")
 def tiny():
     torch.set_num_threads(1)
-    return tokenizer.load(WEIGHTS / "tiny"), stored.load(WEIGHTS / "tiny")
+    return tokenizer.load(weights_file("tiny")), stored.load(weights_file("tiny"))
 
 
 def test_replies_keep_the_order_of_the_questions(tiny):

@@ -16,7 +16,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from hsd.builtin import MODELS, WEIGHTS, footprint, ladder, own, stored, tokenizer, train
+from hsd.builtin import MODELS, WEIGHTS, footprint, ladder, own, stored, tokenizer, train, weights_file
 from hsd.builtin.ahead import Workers, _make
 from hsd.builtin.budget import RESERVE, Budget
 from hsd.builtin.loop import PROBED, Learner, Settings
@@ -41,7 +41,7 @@ def options(folder: Path, *more: str) -> list[str]:
 
 
 def exported(folder: Path) -> dict[str, bytes]:
-    return {name: (folder / "out" / name / "model.safetensors").read_bytes() for name in MODELS}
+    return {name: (folder / "out" / f"{name}.gguf").read_bytes() for name in MODELS}
 
 
 @pytest.mark.parametrize(
@@ -60,14 +60,21 @@ def test_a_run_that_is_killed_ends_in_the_same_family(tmp_path, checkpoints):
         child.send_signal(signal.SIGKILL)
         child.wait()
         assert (killed / "work" / checkpoint).exists()
-    assert not (killed / "out" / "large").exists()
+    assert not (killed / "out").exists()
     assert train.main(options(killed)) == 0
     assert exported(killed) == exported(whole)
-    # What drafts were distilled from is what lies on disk: 4 bits for the target, bf16 for the others.
-    model = AutoModelForCausalLM.from_pretrained(whole / "out" / "large")
+    # What drafts were distilled from is in 4 bits, and what is exported says nearly the same.
+    model = AutoModelForCausalLM.from_pretrained(whole / "work" / "stored" / "large")
     assert model.is_quantized and model.config.quantization_config.bnb_4bit_quant_type == "nf4"
-    assert AutoModelForCausalLM.from_pretrained(whole / "out" / "tiny").dtype == torch.bfloat16
+    assert AutoModelForCausalLM.from_pretrained(whole / "work" / "family" / "tiny").dtype == torch.bfloat16
     assert not list((whole / "out").glob(".*"))
+    ids = torch.arange(6, 60)[None]
+    with torch.no_grad():
+        ours, theirs = (
+            torch.softmax(stored.load(place)(ids).logits, -1)
+            for place in (whole / "out" / "large.gguf", whole / "work" / "stored" / "large")
+        )
+    assert torch.minimum(ours, theirs).sum(-1).mean() > 0.9
     # One draft alone, further, in two calls: the others stay what they are.
     before, more = exported(whole), [*options(whole), "--stage", "more", "--draft-steps", "18"]
     assert train.main([*more, "--only", "large"]) == 1
@@ -231,5 +238,4 @@ def test_a_device_that_is_not_there_is_one_sentence(tmp_path, capsys, name):
 def test_a_folder_without_a_family_is_one_sentence(tmp_path, capsys):
     assert footprint.main(["--weights", str(tmp_path)]) == 1
     assert MODELS[0] in capsys.readouterr().err
-    stored = [spec.quantization for spec in footprint.family_in(WEIGHTS).models]
-    assert stored == ["none", "none", "nf4", "nf4"]
+    assert [spec.path for spec in footprint.family_in(WEIGHTS).models] == [str(weights_file(n)) for n in MODELS]

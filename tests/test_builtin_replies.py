@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from hsd.bench.prompts import PROMPTS
-from hsd.builtin import WEIGHTS, questions, stored, tokenizer
+from hsd.builtin import questions, stored, tokenizer, weights_file
 from hsd.builtin.conversation import conversation
 from hsd.builtin.distill import KL_SHARE, kept_loss
 from hsd.builtin.kept import KeptStream, keep, read
@@ -28,13 +28,13 @@ SMALL = Shares(howtos=20, named=5, app=10, small_talk=5, limits=5, follow_ups=3,
 
 @pytest.fixture(scope="module")
 def tok():
-    return tokenizer.load(WEIGHTS / "tiny")
+    return tokenizer.load(weights_file("tiny"))
 
 
 @pytest.fixture(scope="module")
 def tiny():
     torch.set_num_threads(1)
-    return stored.load(WEIGHTS / "tiny")
+    return stored.load(weights_file("tiny"))
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 
 import pytest
 from chat_waiting import until
-from steps import used
 
 import hsd
 from chat.session import Session
@@ -26,12 +25,10 @@ def session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Session]:
         lambda progress: hsd.Engine.load("builtin", device="cpu", data_dir=folder, progress=progress),
         may_drop=family.overflow == "drop",
     )
-    with pytest.MonkeyPatch.context() as patch:
-        used(folder, patch)
-        session.start()
-        until(lambda: session.engine.state == "ready")
-        yield session
-        session.close()
+    session.start()
+    until(lambda: session.engine.state == "ready")
+    yield session
+    session.close()
 
 
 def ask(session: Session, conversation: str | None, text: str, **settings: object) -> str:

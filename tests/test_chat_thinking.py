@@ -15,7 +15,7 @@ import hsd
 from chat.session import Session
 from chat.settings import Settings
 from chat.store import Store
-from hsd.builtin import WEIGHTS, tokenizer
+from hsd.builtin import tokenizer, weights_file
 from hsd.builtin.tokenizer import CHAT_TEMPLATE
 from hsd.cli import cli
 from hsd.prompts import Prompts
@@ -113,7 +113,7 @@ def test_the_switch_is_stored_and_a_reply_goes_on_as_it_was_begun(session: Sessi
     expected, got = (session.snapshot(c).messages[-1] for c in (whole, half))
     assert got.token_ids == expected.token_ids
     # The prompt that it went on from holds the empty thinking, as the one of the whole reply does.
-    written = len(tokenizer.load(WEIGHTS / "small")(begun.text, add_special_tokens=False).input_ids)
+    written = len(tokenizer.load(weights_file("small"))(begun.text, add_special_tokens=False).input_ids)
     assert got.stats["prompt_tokens"] == expected.stats["prompt_tokens"] + written
 
 

@@ -9,11 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from steps import prepared
 
 from hsd import cli
 from hsd.builtin.lines import rows
-from hsd.runtime import native
 
 ROOT = Path(__file__).parents[1]
 QUESTION = "How do I extract a tar.gz archive?"
@@ -27,7 +25,7 @@ def hsd(*arguments: str, home: Path, **environment: str) -> subprocess.Completed
         timeout=240,
         check=False,
         cwd=ROOT,
-        env={**os.environ, "HSD_HOME": str(home), "PYTHONPATH": str(ROOT), **prepared(home), **environment},
+        env={**os.environ, "HSD_HOME": str(home), "PYTHONPATH": str(ROOT), **environment},
     )
 
 
@@ -115,23 +113,6 @@ def test_statistics_of_a_newer_version_are_refused_and_kept(tmp_path):
     done = hsd("stats", "--json", home=tmp_path)
     assert done.returncode == 1 and "newer" in done.stderr
     assert sqlite3.connect(tmp_path / "stats.db").execute("PRAGMA user_version").fetchone() == (999,)
-
-
-@pytest.mark.full
-@pytest.mark.skipif(not native.abilities().issuperset(native.NEEDED), reason="no steps of our own on this processor")
-def test_a_terminal_is_held_until_the_faster_steps_are_there(tmp_path):
-    """A command ends before the compiler does, and would end it too: every first reply would be a slow one for ever."""
-    command = [sys.executable, "-c", "from hsd.cli import run; run()", "generate", "hi", "--max-tokens", "2"]
-    environment = {**os.environ, "HSD_HOME": str(tmp_path), "PYTHONPATH": str(ROOT), "HSD_COMPILE": "native"}
-    for speaks in (True, False):
-        ours, theirs = os.openpty()
-        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=theirs, env=environment, timeout=200, check=True)
-        os.close(theirs)
-        with os.fdopen(ours, "rb", buffering=0) as terminal:
-            said = terminal.read(4096).decode()
-        assert done.stdout.strip()
-        assert ("finishing the faster steps" in said) == speaks, said
-    assert list(tmp_path.glob("compiled/native-*/*.so"))
 
 
 @pytest.mark.parametrize("mark", ["\u2028", "\x85", "\v", "\ud83d"])

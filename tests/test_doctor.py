@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 
 from hsd.doctor import Card, Machine, _covered, advice, examine, report
-from hsd.runtime import native
 
 RTX = Card("RTX 4090", (8, 9), 23e9, 24e9)
 OLD = "The NVIDIA driver on your system is too old (found version 11040). Please update"
@@ -64,13 +63,3 @@ def test_this_machine_is_reported(tmp_path):
     found = report(tmp_path)
     assert found["facts"]["data folder"] == str(tmp_path) and found["facts"]["torch built for"]
     assert found["advice"] == advice(machine) or machine.read_gbps
-
-
-def test_it_says_why_steps_are_not_our_own(monkeypatch):
-    able = native.abilities().issuperset(native.NEEDED)
-    monkeypatch.setenv("HSD_COMPILE", "0")
-    assert "switched off" in report()["facts"]["own steps"] or not able or native.compiler() is None
-    monkeypatch.setenv("HSD_COMPILE", "1")
-    monkeypatch.setenv("CXX", "/nowhere")
-    said = report()["facts"]["own steps"]
-    assert said == "none: they take GNU's C++ compiler" if able else "torch compiles" in said

@@ -13,6 +13,7 @@ import torch
 import hsd
 from hsd import Finished, SamplingParams, Started, Tokens
 from hsd.candidates import comparable
+from hsd.runtime import LeanModel
 
 GREEDY = SamplingParams(temperature=0, max_tokens=24)
 
@@ -216,7 +217,7 @@ def test_what_is_computed_otherwise_has_another_backend():
     }
     assert len(backends) == 3
     stepped = hsd.Engine.from_models(models, tiny.ByteTokenizer())
-    stepped._models["big"].use({}, "native")
+    stepped._models["big"] = LeanModel("big", models["big"], 512)
     assert stepped.info.backend not in backends
 
 

@@ -10,9 +10,8 @@ import hsd
 from hsd.bench import BenchRequest
 from hsd.bench.gpu import run
 from hsd.errors import LoadError
-from hsd.runtime import LeanModel, Reader, wrap
-from hsd.runtime.graphs import GraphedSteps
-from hsd.runtime.upgrades import Upgrades
+from hsd.runtime import LeanModel, Reader
+from hsd.runtime.graphs import GraphedSteps, told
 
 IDS = torch.randint(0, 256, (1400,), generator=torch.Generator().manual_seed(0)).tolist()
 gpu = pytest.param("cuda", marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")])
@@ -23,8 +22,7 @@ def graphed(shape: str, device: str = "cpu", context: int = 1300) -> tuple[Graph
     model = tiny.model(shape, context=context).to(device)
     with torch.inference_mode():
         whole = model(torch.tensor([IDS[:context]], device=device), use_cache=False).logits[0].float()
-    wrapped = wrap("m", model, context)
-    assert isinstance(wrapped, LeanModel)
+    wrapped = LeanModel("m", model, context)
     steps = GraphedSteps(wrapped, capture=device == "cuda")
     steps.install()
     assert steps.failure is None and wrapped.kind == "lean-2+graphs"
@@ -67,7 +65,7 @@ def test_conversations_take_turns_in_the_buffers_and_keep_what_they_hold(device)
 
 def test_a_model_that_cannot_be_captured_runs_eagerly_and_says_so():
     model = tiny.model("llama")
-    wrapped = wrap("m", model, 512)
+    wrapped = LeanModel("m", model, 512)
     steps = GraphedSteps(wrapped, capture=False)
     reader = Reader(wrapped, wrapped.new_cache())
     wrapped.use(dict.fromkeys(range(1, 17), steps), "graphs")
@@ -89,10 +87,12 @@ def test_a_model_that_cannot_be_captured_runs_eagerly_and_says_so():
 
 def test_a_family_decodes_through_fixed_shapes_what_it_decodes_eagerly():
     def replies() -> list[tuple[int, ...]]:
-        with hsd.Engine.from_models(tiny.related(), tiny.ByteTokenizer()) as engine:
+        family = tiny.related()
+        with hsd.Engine.from_models(family, tiny.ByteTokenizer()) as engine:
             if captured:
-                for model in engine._models.values():
-                    GraphedSteps(model, capture=False).install()
+                for name, model in family.items():
+                    engine._models[name] = lean = LeanModel(name, model, engine.info.context)
+                    GraphedSteps(lean, capture=False).install()
             ask = hsd.SamplingParams(temperature=0, max_tokens=40)
             return [
                 engine.generate(text, ask, plan=plan).token_ids
@@ -112,8 +112,7 @@ def test_on_a_gpu_a_family_is_captured_at_load_and_decodes_the_same():
     models = {name: model.cuda() for name, model in tiny.related().items()}
     with hsd.Engine.from_models(models, tiny.ByteTokenizer()) as engine:
         ask = hsd.SamplingParams(temperature=0, max_tokens=60)
-        engine.upgrades = Upgrades(engine._models, None)
-        assert engine.upgrades.state == "captured steps" and engine.upgrades.kernels is not None
+        assert told(engine.captured) == "captured steps" and engine._kernels is not None
         plain = engine.generate("hello", ask, plan="big")
         assert engine.generate("hello", ask, plan="small:2>medium:3>big").token_ids == plain.token_ids
         sampled = hsd.SamplingParams(temperature=0.8, max_tokens=60, seed=3)

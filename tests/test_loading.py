@@ -15,6 +15,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 import hsd
+from hsd.builtin import stored
+from hsd.builtin.models import LADDERS, build
+from hsd.builtin.tokenizer import train
 from hsd.config import Family, ModelSpec
 from hsd.loading.estimate import GB, NF4_BYTES, Place
 from hsd.loading.estimate import fit as estimate
@@ -131,7 +134,7 @@ def test_a_model_that_is_on_no_disk_is_one_sentence_offline():
 
 
 def test_missing_built_in_weights_are_named():
-    with pytest.raises(hsd.LoadError, match="missing"):
+    with pytest.raises(hsd.LoadError, match=r"there is no .*no-such\.gguf"):
         fetch(ModelSpec("x", "builtin:no-such"))
 
 
@@ -301,9 +304,11 @@ def test_an_engine_that_is_closed_and_dropped_keeps_no_weights(folder, tmp_path)
     assert not [ref for ref in held if ref() is not None]
 
 
-def test_a_folder_that_is_stored_in_4_bits_is_read_as_that_whatever_models_yaml_says(caplog):
-    """The built-in target is: somebody's own family may name it without a word about its quantization."""
-    told, silent = (read_model(ModelSpec("x", "builtin:medium", quantization=q), "cpu", None) for q in ("nf4", "none"))
+def test_a_folder_that_is_stored_in_4_bits_is_read_as_that_whatever_models_yaml_says(tmp_path, caplog):
+    folder = tmp_path / "m"
+    stored.store(build(LADDERS["try"]["medium"], 512, seed=0), train(["a few words"], 300), folder, nf4_from=0)
+    caplog.clear()
+    told, silent = (read_model(ModelSpec("x", str(folder), quantization=q), "cpu", None) for q in ("nf4", "none"))
     assert silent.dtype == told.dtype and not getattr(silent, "is_quantized", False)
     for a, b in zip(told.parameters(), silent.parameters(), strict=True):
         assert torch.equal(a, b)

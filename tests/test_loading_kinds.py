@@ -17,6 +17,9 @@ from safetensors.torch import load_file, save_file
 from test_loading import GREEDY, tokenizer
 
 import hsd
+from hsd.builtin import stored
+from hsd.builtin.models import LADDERS, build
+from hsd.builtin.tokenizer import train
 from hsd.config import Family, ModelSpec
 from hsd.loading.cache import damage, hub_folder
 from hsd.loading.estimate import Place, fit
@@ -116,7 +119,7 @@ def test_a_shard_that_lacks_a_tensor_is_found_out(tmp_path):
 
 @pytest.mark.parametrize("part", ["weight", "weight.absmax", "weight.nested_absmax"])
 def test_weights_in_4_bits_that_lack_a_part_are_refused(tmp_path, part):
-    shutil.copytree(Path(hsd.__file__).parent / "builtin" / "weights" / "medium", tmp_path / "m")
+    stored.store(build(LADDERS["try"]["medium"], 512, seed=0), train(["a few words"], 300), tmp_path / "m", nf4_from=0)
     file = tmp_path / "m" / "model.safetensors"
     tensors = load_file(file)
     assert damage(tmp_path / "m") is None

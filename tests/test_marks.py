@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from spoken import CHANNEL_TOKENS, CHANNELS, CHATML, CHATML_TOKENS, OPENS, byte_level, metaspace
 
 import hsd
-from hsd.builtin import WEIGHTS
 from hsd.builtin import tokenizer as builtin
+from hsd.builtin import weights_file
 from hsd.errors import PromptError
 from hsd.marks import Marks
 from hsd.prompts import Prompts
@@ -43,7 +43,7 @@ SWITCH = OPENS.replace(
     "<|im_start|>assistant\n{{ '<think>\n\n</think>\n\n' if enable_thinking is false else '<think>\n' }}",
 )
 THINK = ("<think>", "</think>")
-BUILTIN = builtin.load(WEIGHTS / "tiny")
+BUILTIN = builtin.load(weights_file("tiny"))
 
 
 def user(text: str) -> dict[str, Any]:

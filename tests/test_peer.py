@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
-from transformers import AutoTokenizer
 
 import hsd
 from hsd.bench.prompts import PROMPTS
-from hsd.builtin import stored
+from hsd.builtin import stored, weights_file
+from hsd.builtin.tokenizer import load as read_tokenizer
 
-WEIGHTS = Path(hsd.__file__).parent / "builtin" / "weights"
 SUBJECTS = ("files", "a folder", "a git branch", "a process", "disk space", "an archive", "a remote host")
 WISHES = ("How do I list {}?", "How can I remove {}?", "Tell me about {}.", "What is {}?", "I need help with {}.")
 ALL = [*(p for texts in PROMPTS.values() for p in texts), *(w.format(s) for w in WISHES for s in SUBJECTS)][:50]
 
 
 def load(name: str):
-    return stored.load(WEIGHTS / name).eval()
+    return stored.load(weights_file(name)).eval()
 
 
 @pytest.mark.parametrize("count", [6, pytest.param(50, marks=pytest.mark.full)])
 def test_two_levels_equal_generate_with_and_without_an_assistant(count):
-    tokenizer, target, draft = AutoTokenizer.from_pretrained(WEIGHTS / "large"), load("large"), load("tiny")
+    tokenizer, target, draft = read_tokenizer(weights_file("large")), load("large"), load("tiny")
     prompts = [
         tokenizer.apply_chat_template(
             [{"role": "user", "content": text}], add_generation_prompt=True, return_tensors="pt", return_dict=True

@@ -261,7 +261,6 @@ def test_every_excluded_draft_is_named_with_its_reason():
 
 
 def test_hsd_plan_explain_prints_it(tmp_path, monkeypatch):
-    monkeypatch.setenv("HSD_COMPILE", "0")
     from hsd.cli import cli
 
     done = CliRunner().invoke(cli, ["plan", "--explain", "--json", "--data-dir", str(tmp_path)])

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 BENCHMARKS = {
     "replies": "plain decoding against the plan that `auto` chooses, interleaved in one run",
     "steps": "one pass of every model: ours, transformers, llama.cpp where it is installed, and the floor",
+    "generate": "plain decoding of a safetensors model against transformers' own `generate`, on a processor",
     "gpu": "captured steps of models of real size on an NVIDIA GPU, and what the engine adds to them",
     "forecast": "what plans were foretold to cost, by the formula and by replay, against what they took",
     "regret": "`auto` against the best fixed plan, and against plain decoding on its worst category",
@@ -51,11 +52,10 @@ class BenchRequest:
     def engine(self) -> Engine:
         """The family, loaded and measured; what is worth knowing of it is told."""
         from hsd.engine import Engine
+        from hsd.runtime.graphs import told
 
         engine = Engine.load(self.family, self.device, self.dtype, self.data_dir, config=self.config)
-        engine.upgrades.wait(self.tell)
-        engine.learn()  # adopts what was compiled
-        self.tell(f"{engine.upgrades.state}; {len(engine.info.models)} models on {engine.info.device}")
+        self.tell(f"{told(engine.captured)}; {len(engine.info.models)} models on {engine.info.device}")
         for note in (*(f"'{d.model}': {d.reason}" for d in engine.info.dropped), *engine.info.notes):
             self.tell(f"Note: {note}")
         return engine

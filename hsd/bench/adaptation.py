@@ -19,7 +19,6 @@ from hsd.bench import BenchRequest, svg
 from hsd.bench.progress import Journal
 from hsd.bench.workloads import JUDGE, LEARN
 from hsd.params import SamplingParams
-from hsd.runtime import LeanModel
 from hsd.types import Finished, Plan, Replanned
 
 if TYPE_CHECKING:
@@ -71,22 +70,17 @@ def run(ask: BenchRequest) -> dict[str, Any]:
 def spoil(engine: Engine) -> None:
     """The first draft of the plan in use, and every smaller one, answer from now on as a model that learned nothing.
 
-    Passes cost what they cost before; only what they say is worthless: their last norm changes its sign, and with it
-    all logits. Every means of computing a step reads that norm where it lies, or is given up.
+    Passes cost what they cost before; only what they say is worthless: their logits change their sign.
     """
     names = list(engine.info.models)
     used = [name for name in engine.planner.plan_for(TEMPERATURE).plan.names if name in names[:-1]]
     for name in names[: names.index(used[-1] if used else names[0]) + 1]:
-        model = engine._models[name]
-        assert isinstance(model, LeanModel), "only the lean runtime's weights are at hand"
-        before = _logits(model)
-        model.weights.norm.neg_()
-        if torch.equal(_logits(model), before):
-            model.use({}, "")  # compiled steps hold the norm as it was
+        model: Any = engine._models[name]
+        model.forward = partial(_negated, model.forward)
 
 
-def _logits(model: LeanModel) -> torch.Tensor:
-    return model.forward([1], model.new_cache(), 1).clone()
+def _negated(forward: Callable[..., torch.Tensor], *arguments: Any) -> torch.Tensor:
+    return -forward(*arguments)
 
 
 def _scene(ask: BenchRequest, before: list[str], after: list[str], change: Callable[[Engine], None]) -> dict[str, Any]:

@@ -24,14 +24,14 @@ import torch
 
 from hsd import loading
 from hsd.bench import BenchRequest
-from hsd.bench.made import make
+from hsd.bench.made import builtin_tokenizer, make
 from hsd.config import Family, ModelSpec, find_family
 from hsd.engine import Engine
 from hsd.errors import HsdError, LoadError
 from hsd.loading.estimate import GB, Place, fit
 from hsd.loading.place import device_of, place_of
 from hsd.loading.shapes import published
-from hsd.loading.source import held_bytes, read_model, read_tokenizer
+from hsd.loading.source import held_bytes, read_model
 from hsd.memory import MemoryFit
 from hsd.params import SamplingParams
 from hsd.stats import Stats
@@ -138,7 +138,7 @@ def _measured(family: Family, found: MemoryFit, device: str) -> dict[str, Any]:
         seconds += took
     weights = {n: float(held_bytes(m)) for n, m in models.items()}
     kept = dataclasses.replace(family, models=tuple(specs), context=found.context)
-    tokenizer = read_tokenizer(find_family("builtin").target_spec)
+    tokenizer = builtin_tokenizer()
     with Engine(loading.assemble(kept, models, tokenizer), Stats(None)) as engine:
         held = engine.info.models
         plan = Plan(held[-1], tuple(Stage(n, 4) for n in held[:-1]))

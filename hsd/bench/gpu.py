@@ -19,16 +19,16 @@ import torch
 
 from hsd import loading
 from hsd.bench import BenchRequest
-from hsd.bench.made import make
-from hsd.config import Family, ModelSpec, find_family
+from hsd.bench.made import builtin_tokenizer, make
+from hsd.config import Family, ModelSpec
 from hsd.engine import Engine
 from hsd.errors import LoadError
 from hsd.loading.place import device_of
 from hsd.loading.shapes import published
-from hsd.loading.source import held_bytes, read_tokenizer
+from hsd.loading.source import held_bytes
 from hsd.params import SamplingParams
-from hsd.runtime import MAX_WIDTH, LeanModel, Reader, wrap
-from hsd.runtime.graphs import GraphedSteps
+from hsd.runtime import MAX_WIDTH, LeanModel, Reader
+from hsd.runtime.graphs import GraphedSteps, told
 from hsd.stats import Stats
 from hsd.types import Plan
 
@@ -98,8 +98,7 @@ def _made(path: str, kind: Stored, device: str, quick: bool) -> Any:
 def _model(ask: BenchRequest, label: str, path: str, kind: Stored, device: str, rate: float) -> dict[str, Any]:
     model = _made(path, kind, device, ask.quick)
     weights = held_bytes(model)
-    lean = wrap(label, model, CONTEXT)
-    assert isinstance(lean, LeanModel)
+    lean = LeanModel(label, model, CONTEXT)
     repeats = 3 if ask.quick else 20
     eager = _widths(lean, repeats)
     begun = time.perf_counter()
@@ -165,10 +164,10 @@ def _reply(ask: BenchRequest, device: str) -> dict[str, Any]:
     models = {f"m{i}": _made(path, kind, device, ask.quick) for i, (path, kind) in enumerate(STACK)}
     specs = tuple(ModelSpec(name, path) for name, (path, _) in zip(models, STACK, strict=True))
     family = Family("bench", specs, target=specs[-1].name, context=CONTEXT)
-    tokenizer = read_tokenizer(find_family("builtin").target_spec)
+    tokenizer = builtin_tokenizer()
     out: dict[str, Any] = {}
     with Engine(loading.assemble(family, models, tokenizer), Stats(None)) as engine:
-        ask.tell(f"replies of {' + '.join(p.rpartition('-')[2] for p, _ in STACK)}: {engine.upgrades.state}")
+        ask.tell(f"replies of {' + '.join(p.rpartition('-')[2] for p, _ in STACK)}: {told(engine.captured)}")
         words = list(range(1, PLACE))
         for plan in ("m2", "m0:4>m2", "m0:3>m1:4>m2"):
             for temperature in (0.0, 0.7):

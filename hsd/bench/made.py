@@ -8,7 +8,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from hsd.config import ModelSpec
+from hsd.config import ModelSpec, find_family
+from hsd.gguf import header
+from hsd.loading.hub import fetch
+from hsd.runtime.llama_cpp.tokenizer import by_tokenizers
+
+
+def builtin_tokenizer() -> Any:
+    """The tokenizer of the built-in family, for models of 4,096 tokens or more."""
+    return by_tokenizers(header(fetch(find_family("builtin").target_spec)))
 
 
 def make(config: Any, spec: ModelSpec, device: str, seed: int) -> tuple[Any, float]:

@@ -7,7 +7,6 @@ at the speed of its matrix products.
 
 from __future__ import annotations
 
-import dataclasses
 import statistics
 import tempfile
 import time
@@ -20,13 +19,8 @@ import torch
 import transformers
 
 from hsd.bench import BenchRequest, llama_cpp
-from hsd.config import find_family
 from hsd.errors import ConfigError
-from hsd.loading.source import read_model
-from hsd.paths import data_dir as data_folder
-from hsd.runtime import LeanModel, Reader, TransformersModel, native, wrap
-from hsd.runtime.layout import PRODUCTS
-from hsd.runtime.upgrades import Upgrades
+from hsd.runtime import LeanModel, Reader, TransformersModel
 
 WIDTHS = (1, 2, 5, 9)
 PLACE = 256
@@ -44,7 +38,7 @@ def run(ask: BenchRequest) -> dict[str, Any]:
     if ask.device not in ("auto", "cpu") or (ask.device == "auto" and torch.cuda.is_available()):
         raise ConfigError("`hsd bench steps` compares means on a CPU.", "On a GPU use `hsd bench gpu`.")
     repeats = 20 if ask.quick else 100
-    models = _models(ask)
+    models = _models()
     why = llama_cpp.missing()
     if why:
         ask.tell(why)
@@ -57,10 +51,9 @@ def run(ask: BenchRequest) -> dict[str, Any]:
     return out
 
 
-def _models(ask: BenchRequest) -> dict[str, Any]:
-    """The family's models and the random ones, in bf16."""
-    family = find_family(ask.family, ask.config)
-    models = {spec.name: read_model(spec, "cpu", "bfloat16") for spec in family.models}
+def _models() -> dict[str, Any]:
+    """The random models, in bf16."""
+    models = {}
     for name, (width, layers) in RANDOM.items():
         torch.manual_seed(0)
         config = transformers.LlamaConfig(
@@ -88,22 +81,10 @@ def _measure(ask: BenchRequest, name: str, model: Any, repeats: int) -> dict[str
             peers = stack.enter_context(_peers(ask, model, text))
             means |= {f"llama.cpp {form}": _peer(peer) for form, peer in peers.items()}
         # Last, because the lean model re-points the module's weights.
-        lean = wrap(name, model, 1024)
-        assert isinstance(lean, LeanModel)
+        lean = LeanModel(name, model, 1024)
         _same(lean, peers.get("BF16"), text)
         means["ours, eager"] = _reader(lean, text)
-        upgrades = Upgrades({name: lean}, data_folder(ask.data_dir) / "compiled")
-        stack.callback(upgrades.close)
-        upgrades.start()
-        upgrades.wait(lambda line: ask.tell(f"{name}: {line}"))
-        upgrades.adopt()
-        _, _, faster = lean.kind.partition("+")
-        if faster:
-            means["ours, eager"] = _reader(LeanModel(name, model, 1024), text)
-            means[f"ours, {faster}"] = _reader(lean, text)
-            if native.packed(lean):
-                means[f"ours, {faster}, bf16 alone"] = _reader(_unpacked(name, model, ask), text)
-        ask.tell(f"{name}: {parameters / 1e6:.2f}M parameters, {weights / 1e6:.1f} MB, {upgrades.state}")
+        ask.tell(f"{name}: {parameters / 1e6:.2f}M parameters, {weights / 1e6:.1f} MB")
         times = _interleaved(means, repeats)
     rate, flops = _read_rate(weights), _product_rate()
     floors = [max(weights / rate, 2 * parameters * w / flops) * 1000 for w in WIDTHS]
@@ -112,16 +93,6 @@ def _measure(ask: BenchRequest, name: str, model: Any, repeats: int) -> dict[str
         shown = "".join(f"{ms:9.3f}" for ms in values)
         ask.tell(f"    {label:32}{shown}   {values[0] / floors[0]:6.1f}")
     return {"parameters": parameters, "bytes": weights, "read_gb_s": rate / 1e9, "gflop_s": flops / 1e9, "ms": rows}
-
-
-def _unpacked(name: str, model: Any, ask: BenchRequest) -> LeanModel:
-    """The same with steps that do not know that the weights are there in 4 bits too."""
-    lean = LeanModel(name, model, 1024)
-    for layer in lean.weights.layers:
-        for part in PRODUCTS:
-            setattr(layer, part, dataclasses.replace(getattr(layer, part), packed=None))
-    Upgrades({name: lean}, data_folder(ask.data_dir) / "compiled").close()
-    return lean
 
 
 def _reader(model: Any, text: Sequence[int]) -> Means:

@@ -1,6 +1,6 @@
 """The built-in family: weights in the repository, and the code that trained them.
 
-Importing this package imports no torch. `weights_dir("large")` is where a model lies; `python -m
+Importing this package imports no torch. `weights_file("large")` is where a model lies; `python -m
 hsd.builtin.train` is how it came to be. The recipe is told in `docs/builtin.md`.
 """
 
@@ -15,8 +15,8 @@ WEIGHTS = Path(__file__).parent / "weights"
 DATA = Path(__file__).parent / "data"
 
 
-def weights_dir(name: str) -> Path:
-    """Folder of one model in `save_pretrained` layout.
+def weights_file(name: str) -> Path:
+    """The GGUF file of one model.
 
     Args:
         name: one of `MODELS`.
@@ -27,4 +27,4 @@ def weights_dir(name: str) -> Path:
         from hsd.errors import HsdError
 
         raise HsdError(f"The built-in family has no model '{name}'.", f"It has {', '.join(MODELS)}.")
-    return WEIGHTS / name
+    return WEIGHTS / f"{name}.gguf"

@@ -105,13 +105,11 @@ def evaluate(
     Raises:
         HsdError: a model is not there, or the corpus is not.
     """
-    missing = [name for name in names if not (weights / name / "config.json").is_file()]
-    if missing:
-        raise HsdError(f"{weights} holds no model '{missing[0]}'.", "Give the family's folder by --weights.")
+    places = {name: stored.place_of(weights, name) for name in names}
     begun = time.perf_counter()
     asked = Asked.of(corpus, every)
-    tok = tokenizer.load(weights / names[-1])
-    models = {name: stored.load(weights / name) for name in names}
+    tok = tokenizer.load(places[names[-1]])
+    models = {name: stored.load(place) for name, place in places.items()}
     found: dict[str, Any] = {"models": {n: {"parameters": m.num_parameters()} for n, m in models.items()}}
     said: dict[str, list[tuple[str, Reply]]] = {}
     for name, model in models.items():

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import psutil
 
-from hsd.builtin import MODELS, WEIGHTS
+from hsd.builtin import MODELS, WEIGHTS, stored
 from hsd.config import Family, ModelSpec
 from hsd.errors import HsdError
 
@@ -21,13 +21,7 @@ def family_in(folder: Path) -> Family:
     Raises:
         HsdError: one of them is not there.
     """
-    specs = []
-    for name in MODELS:
-        config = folder / name / "config.json"
-        if not config.is_file():
-            raise HsdError(f"{folder} holds no model '{name}'.", "Give the family's folder by --weights.")
-        four_bits = "quantization_config" in json.loads(config.read_text(encoding="utf-8"))
-        specs.append(ModelSpec(name, str((folder / name).absolute()), quantization="nf4" if four_bits else "none"))
+    specs = [ModelSpec(name, str(stored.place_of(folder, name).absolute())) for name in MODELS]
     return Family(name="builtin", models=tuple(specs), target=MODELS[-1], context=2048)
 
 

@@ -35,8 +35,8 @@ def read(folder: Path, stage: str, name: str) -> State:
     """
     path = folder / f"{stage}.pt"
     if not path.is_file():
-        if is_stored(folder / name):
-            return dict(stored.load(folder / name).state_dict())
+        if is_stored(folder, name):
+            return dict(stored.load(stored.place_of(folder, name)).state_dict())
         message = f"There is neither a {path.name} nor a model '{name}' in {folder}."
         raise HsdError(message, "--grow-from takes the --work folder of a run, or the folder of a family.")
     learners = torch.load(path, map_location="cpu", weights_only=True, mmap=True)["learners"]
@@ -46,9 +46,12 @@ def read(folder: Path, stage: str, name: str) -> State:
     return state
 
 
-def is_stored(folder: Path) -> bool:
+def is_stored(family: Path, name: str) -> bool:
     """Whether a model lies here as a family has it."""
-    return (folder / "config.json").is_file()
+    try:
+        return bool(stored.place_of(family, name))
+    except HsdError:
+        return False
 
 
 def shape_of(state: State) -> Shape:

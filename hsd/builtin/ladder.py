@@ -10,6 +10,7 @@ import argparse
 import json
 import math
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -19,13 +20,13 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from hsd.bench.llama_cpp import write
 from hsd.builtin.models import VOCABULARY, Shape, build, size
 from hsd.builtin.tokenizer import CONTEXT
-from hsd.loading.source import cpu_dtype
 from hsd.planning import Acceptances, best_plan
-from hsd.runtime import MAX_WIDTH, wrap
+from hsd.runtime import MAX_WIDTH, LlamaCppModel
 from hsd.runtime.costs import StepCosts
-from hsd.runtime.upgrades import Upgrades
+from hsd.runtime.llama_cpp.library import library
 from hsd.types import LOOKUP, Plan
 
 CANDIDATES: dict[str, Shape] = {
@@ -122,23 +123,16 @@ def _best(
     return best_plan(table, {pair: a for pair, a in acceptances.items() if set(pair) <= set(table)})
 
 
-def measure(shapes: Mapping[str, Shape], repeats: int = 9, compiled: Path | None = None) -> dict[str, list[float]]:
-    """ms of a pass of width 1 to 16 behind 128 tokens on this CPU, in the number format that loading would choose.
-
-    Args:
-        compiled: folder for compiled steps, which are made where they are missing (a minute a model); None: eager.
-    """
+def measure(shapes: Mapping[str, Shape], repeats: int = 9) -> dict[str, list[float]]:
+    """ms of a pass of width 1 to 16 behind 128 tokens by llama.cpp on this machine, weights in Q8_0."""
     costs = {}
-    for name, shape in tqdm(shapes.items(), desc="step times", disable=None):
-        model = build(shape, VOCABULARY, seed=0).to(cpu_dtype(size(shape)))
-        lean = wrap(name, model, CONTEXT)
-        upgrades = Upgrades({name: lean}, compiled)
-        upgrades.start()
-        upgrades.wait()
-        upgrades.adopt()
-        steps = StepCosts(lean)
-        steps.measure(buckets=(0,), repeats=repeats)
-        costs[name] = steps.table()
+    with tempfile.TemporaryDirectory() as folder:
+        for name, shape in tqdm(shapes.items(), desc="step times", disable=None):
+            file = Path(folder) / f"{name}.gguf"
+            write(build(shape, VOCABULARY, seed=0), file, "Q8_0")
+            steps = StepCosts(LlamaCppModel(name, file, CONTEXT, library()))
+            steps.measure(buckets=(0,), repeats=repeats)
+            costs[name] = steps.table()
     return costs
 
 
@@ -149,14 +143,13 @@ def main(arguments: list[str] | None = None) -> int:
     p.add_argument("--drafts", type=int, default=3)
     p.add_argument("--assume", nargs=3, type=float, metavar=("SAME", "SLOPE", "LOOKUP"), help="instead of both kinds")
     p.add_argument("--top", type=int, default=4, help="ladders shown")
-    p.add_argument("--compiled", type=Path, metavar="FOLDER", help="measure compiled steps, and keep them there")
     p.add_argument("--threads", type=int, help="CPU threads")
     p.add_argument("--json", action="store_true", help="one JSON object on the last line")
     a = p.parse_args(arguments)
     if a.threads:
         torch.set_num_threads(a.threads)
     shapes = {name: CANDIDATES[name] for name in CANDIDATES if name in a.candidates}
-    costs = measure(shapes, compiled=a.compiled)
+    costs = measure(shapes)
     found: dict[str, Any] = {"costs_ms": costs, "ladders": {}}
     print("| model | " + " | ".join(f"w = {w}" for w in (1, 2, 3, 5, 9, 16)) + " |\n" + "|---" * 7 + "|")
     for name, row in costs.items():

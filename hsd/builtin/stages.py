@@ -17,6 +17,8 @@ from hsd.builtin.ahead import Workers, workers
 from hsd.builtin.budget import Budget
 from hsd.builtin.conversation import Conversation
 from hsd.builtin.distill import kept_loss, soften
+from hsd.builtin.export import FORMATS
+from hsd.builtin.export import export as write
 from hsd.builtin.kept import KeptStream
 from hsd.builtin.loop import PROBED, Learner, Settings, mean_loss, train
 from hsd.builtin.mixture import Mixture
@@ -154,12 +156,12 @@ class Work:
         mine = (self._stage(name), f"more-{name}")
         if self.grow_from is None or any(self.checkpoint(stage).is_file() for stage in mine):
             return None
-        folder = self.grow_from / name
-        if not grow.is_stored(folder):
+        if not grow.is_stored(self.grow_from, name):
             return None
-        config, shape = LlamaConfig.from_pretrained(folder), self.ladder[name]
+        place, shape = stored.place_of(self.grow_from, name), self.ladder[name]
+        config = stored.load(place).config if place.is_file() else LlamaConfig.from_pretrained(place)
         has = (config.hidden_size, config.num_hidden_layers, config.intermediate_size)
-        return folder if has == (shape.width, shape.layers, shape.inner) else None
+        return place if has == (shape.width, shape.layers, shape.inner) else None
 
     def settings(self, steps: int, rates: Rates, stop_after: int | None, lightest: float = 0.0) -> Settings:
         p = self.preset
@@ -196,8 +198,9 @@ def train_tokenizer(work: Work) -> None:
         return
     partial = folder.with_name(".tokenizer.partial")
     if work.grow_from is not None:
-        places = [work.grow_from / "tokenizer", *(work.grow_from / name for name in reversed(work.ladder))]
-        place = next((place for place in places if (place / "tokenizer.json").is_file()), None)
+        names = reversed(work.ladder)
+        places = [work.grow_from / "tokenizer", *(work.grow_from / f"{n}{end}" for n in names for end in ("", ".gguf"))]
+        place = next((place for place in places if place.is_file() or (place / "tokenizer.json").is_file()), None)
         if place is None:
             message = f"There is no tokenizer in {work.grow_from}."
             raise HsdError(message, "--grow-from takes the --work folder of a run, or the folder of a family.")
@@ -223,12 +226,13 @@ def train_target(work: Work, stop_after: int | None = None) -> int:
 
 
 def store_target(work: Work) -> Path:
-    """Write the target as it will lie on disk, unless that has been done since it was trained. Returns its folder."""
+    """Write the target in the weights that its drafts learn from, unless that was done since it was trained.
+
+    Returns its folder; of a family that this run began with, its folder or file there.
+    """
     folder, checkpoint = work.folder / "stored" / work.target, work.checkpoint("target")
     if begun := work.untouched(work.target):
-        if not folder.is_dir():
-            _copy(begun, folder)
-        return folder
+        return begun
     model = work.trained(work.target)
     if not folder.is_dir() or folder.stat().st_mtime < checkpoint.stat().st_mtime:
         folder.parent.mkdir(exist_ok=True)
@@ -308,21 +312,22 @@ def _replies(work: Work, target: LlamaForCausalLM) -> list[Written]:
 
 
 def export(work: Work, out: Path) -> None:
-    """Put the family together in `out`: the target as its drafts knew it, and the drafts."""
-    _copy(store_target(work), out / work.target)
-    for name in work.drafts:
-        if begun := work.untouched(name):
-            if begun.resolve() != (out / name).resolve():
-                _copy(begun, out / name)
-        else:
-            stored.store(work.trained(name), work.tokenizer, out / name, work.nf4_from)
+    """Write the family to `out` as GGUF files: the target as its drafts knew it, and the drafts.
 
-
-def _copy(source: Path, to: Path) -> None:
-    """Whole or not at all."""
-    to.parent.mkdir(parents=True, exist_ok=True)
-    partial = to.with_name(f".{to.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    shutil.copytree(source, partial)
-    shutil.rmtree(to, ignore_errors=True)
-    partial.rename(to)
+    What is not a GGUF file already lies in the work folder too, as safetensors.
+    """
+    family = work.folder / "family"
+    family.mkdir(exist_ok=True)
+    for name in work.ladder:
+        begun = work.untouched(name) or (store_target(work) if name == work.target else None)
+        if begun is None:
+            begun = family / name
+            stored.store(work.trained(name), work.tokenizer, begun, work.nf4_from)
+        file = out / f"{name}.gguf"
+        if not begun.is_file():
+            write(begun, file, FORMATS[name])
+        elif begun.resolve() != file.resolve():
+            out.mkdir(parents=True, exist_ok=True)
+            partial = out / f".{file.name}.partial"
+            shutil.copyfile(begun, partial)
+            partial.rename(file)

@@ -1,4 +1,4 @@
-"""Models on disk: `save_pretrained` folders, bfloat16 or NF4, each written whole or not at all."""
+"""Models on disk: `save_pretrained` folders, bfloat16 or NF4, each written whole or not at all; GGUF files are read."""
 
 from __future__ import annotations
 
@@ -51,9 +51,29 @@ def store(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: P
     partial.rename(folder)
 
 
-def load(folder: Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> LlamaForCausalLM:
-    """Read a model that `store` wrote, unpacked to `dtype`: what it computes is what its stored weights say."""
-    model = AutoModelForCausalLM.from_pretrained(folder, device_map=_place(torch.device(device)), dtype=dtype)
+def place_of(family: Path, name: str) -> Path:
+    """Where a model of a family lies: its folder, or its GGUF file.
+
+    Raises:
+        HsdError: neither is there.
+    """
+    for place in (family / name, family / f"{name}.gguf"):
+        if place.is_file() or (place / "config.json").is_file():
+            return place
+    raise HsdError(f"{family} holds no model '{name}'.", "Give the folder of a family.")
+
+
+def load(place: Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> LlamaForCausalLM:
+    """Read a model from a folder that `store` wrote, or from a GGUF file, unpacked to `dtype`.
+
+    What it computes is what its stored weights say.
+    """
+    at = _place(torch.device(device))
+    if place.is_file():
+        model = AutoModelForCausalLM.from_pretrained(place.parent, gguf_file=place.name, device_map=at, dtype=dtype)
+        del model.config.quantization_config  # unpacked already; it would be written into folders that are stored
+        return model
+    model = AutoModelForCausalLM.from_pretrained(place, device_map=at, dtype=dtype)
     if getattr(model, "is_quantized", False):
         model = model.dequantize()
     return model.to(dtype)

@@ -15,7 +15,9 @@ from numpy.typing import NDArray
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
+from hsd import gguf
 from hsd.builtin.conversation import Conversation
+from hsd.runtime.llama_cpp.tokenizer import by_tokenizers
 
 BOS, END, PAD = "<|bos|>", "<|end|>", "<|pad|>"
 SPECIALS: tuple[str, ...] = (PAD, BOS, END, "<|system|>", "<|user|>", "<|assistant|>")
@@ -64,7 +66,9 @@ def train(texts: Iterable[str], vocabulary: int = 4096) -> PreTrainedTokenizerFa
 
 
 def load(path: Path) -> PreTrainedTokenizerFast:
-    """Read a tokenizer that `save_pretrained` wrote."""
+    """Read a tokenizer from a folder that `save_pretrained` wrote, or from a GGUF file."""
+    if path.is_file():
+        return by_tokenizers(gguf.header(path))
     return PreTrainedTokenizerFast.from_pretrained(path)
 
 

@@ -28,7 +28,7 @@ def parser() -> argparse.ArgumentParser:
     """The command line."""
     p = argparse.ArgumentParser(prog="python -m hsd.builtin.train", description=__doc__)
     p.add_argument("--corpus", type=Path, help="folder with the text; without it only the package's own conversations")
-    p.add_argument("--out", type=Path, default=WEIGHTS, help="where the models are written")
+    p.add_argument("--out", type=Path, default=WEIGHTS, help="where the GGUF files are written")
     p.add_argument("--work", type=Path, default=default_work(), help="where checkpoints and encoded text are kept")
     p.add_argument(
         "--grow-from", type=Path, metavar="FOLDER", help="begin with what a run's --work folder or a family has"

@@ -7,6 +7,7 @@ import re
 from collections.abc import Collection
 from pathlib import Path
 
+from hsd.builtin import WEIGHTS
 from hsd.config import ModelSpec
 from hsd.gguf import gguf_files, missing_parts
 
@@ -28,7 +29,7 @@ def gguf_of(spec: ModelSpec) -> Path | None:
 
     A folder that holds one GGUF model and nothing else that is read here need not name it.
     """
-    if spec.path.lower().endswith(".gguf"):
+    if spec.path.lower().endswith(".gguf") or spec.path.startswith("builtin:"):
         file = local_folder(spec)
         return file if file.is_file() else None
     folder = local_folder(spec) if is_local(spec) else snapshot(spec)
@@ -50,7 +51,7 @@ def folder_of(spec: ModelSpec) -> Path | None:
 def local_folder(spec: ModelSpec) -> Path:
     """Where a model that is no hub name should lie."""
     if spec.path.startswith("builtin:"):
-        return Path(__file__).parents[1] / "builtin" / "weights" / spec.path.removeprefix("builtin:")
+        return WEIGHTS / f"{spec.path.removeprefix('builtin:')}.gguf"
     return Path(spec.path).expanduser()
 
 

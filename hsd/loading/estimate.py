@@ -180,8 +180,7 @@ def _weights(shape: Shape, spec: ModelSpec, place: Place, dtype: str | None, pac
     if shape.stored and (place.kind == "cuda" or not shape.needs_gpu):
         return wide + shape.linear * shape.stored
     if spec.quantization == "none" or (place.kind != "cuda" and not packed):
-        kept = place.kind == "cpu" and size == 2 and spec.quantization != "none" and _native_possible()
-        return wide + shape.linear * size + (_kept(shape.linear, spec.quantization) if kept else 0)
+        return wide + shape.linear * size
     if spec.quantization == "nf4":
         return wide + shape.linear * NF4_BYTES
     return wide + shape.linear + 4 * shape.rows
@@ -208,22 +207,9 @@ def _computes_in(shape: Shape, spec: ModelSpec, place: Place, dtype: str | None)
     name = dtype or spec.dtype
     if name in _SIZES:
         return name
-    if place.kind == "cpu" and (not place.bf16 or (shape.parameters < _SMALL and not _native_possible())):
+    if place.kind == "cpu" and (not place.bf16 or shape.parameters < _SMALL):
         return "float32"
     return "bfloat16"
-
-
-def _kept(weights: int, quantization: str) -> float:
-    """Bytes of what native steps read instead of so many weights in bfloat16."""
-    from hsd.runtime.packed import BYTES, LARGEST  # imports torch
-
-    return weights * BYTES[quantization] if 2 * weights <= LARGEST else 0.0
-
-
-def _native_possible() -> bool:
-    from hsd.runtime.upgrades import native_possible  # imports torch
-
-    return native_possible()
 
 
 def _least_valuable(specs: Sequence[ModelSpec], target: str, now: tuple[list[ModelMemory], float]) -> str:

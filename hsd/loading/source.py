@@ -19,8 +19,6 @@ from hsd.loading.kinds import config_of, quantization_of
 from hsd.loading.place import fast_bf16
 from hsd.marks import Tokenizer
 from hsd.runtime.llama_cpp.model import LlamaCppModel
-from hsd.runtime.packed import ATTRIBUTE, attach, collect
-from hsd.runtime.upgrades import native_possible
 
 _SMALL = 8_000_000
 """Parameters below which a model computes in float32 on a CPU: its step is overhead, and bf16 adds conversions."""
@@ -97,13 +95,10 @@ def read_model(
         # A folder may say itself that it is stored in 4 or 8 bits, whatever models.yaml says.
         small = spec.quantization != "none" or getattr(model, "is_quantized", False)
         if small and (unpack or (device == "cpu" and not packed)):
-            # There are no fast 4- or 8-bit kernels here: stored small, computed wide. But for passes over few tokens
-            # steps of our own read them packed.
+            # There are no fast 4- or 8-bit kernels here: stored small, computed wide.
             wide = dtype or (spec.dtype if spec.dtype != "auto" else None)
             computed = _torch_dtype(wide) if wide else cpu_dtype(model.num_parameters())
-            kept = collect(model) if device == "cpu" and computed == torch.bfloat16 and native_possible() else {}
             model = model.dequantize().to(computed).to(device)
-            attach(model, kept)
         elif device == "cpu" and dtype is None and spec.dtype == "auto" and not small:
             model = model.to(cpu_dtype(model.num_parameters()))
     return model
@@ -217,19 +212,15 @@ def held_bytes(model: Any) -> int:
             for name in ("absmax", "code", "offset"):
                 count(getattr(state, name, None))
             state = getattr(state, "state2", None)
-    for module in model.modules():
-        kept = getattr(module, ATTRIBUTE, None)
-        count(getattr(kept, "codes", None))
-        count(getattr(kept, "scales", None))
     return sum(seen.values())
 
 
 def cpu_dtype(parameters: int) -> torch.dtype:
     """What a model of this size computes in on this CPU when nobody said.
 
-    torch's bfloat16 kernels cost a small model more than they save; steps of our own do not.
+    torch's bfloat16 kernels cost a small model more than they save.
     """
-    return torch.bfloat16 if fast_bf16() and (parameters >= _SMALL or native_possible()) else torch.float32
+    return torch.bfloat16 if fast_bf16() and parameters >= _SMALL else torch.float32
 
 
 def _dtype(spec: ModelSpec, device: str, override: str | None) -> Any:

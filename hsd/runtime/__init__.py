@@ -3,7 +3,7 @@
 from typing import Any
 
 from hsd.errors import LoadError
-from hsd.runtime.base import MAX_WIDTH, PREFILL_WIDTH, Drafting, KVCache, LanguageModel
+from hsd.runtime.base import MAX_WIDTH, PREFILL_WIDTH, KVCache, LanguageModel
 from hsd.runtime.fallback import DAMAGED, NO_NUMBERS, TransformersModel
 from hsd.runtime.lean import LeanModel
 from hsd.runtime.llama_cpp.model import LlamaCppModel
@@ -12,7 +12,6 @@ from hsd.runtime.reader import Meter, Pass, Reader
 __all__ = [
     "MAX_WIDTH",
     "PREFILL_WIDTH",
-    "Drafting",
     "KVCache",
     "LanguageModel",
     "LeanModel",
@@ -26,7 +25,7 @@ __all__ = [
 
 
 def wrap(name: str, model: Any, context: int) -> LanguageModel:
-    """The fastest means there is for a loaded transformers model: lean where its shape allows, else its own forward.
+    """What computes a loaded transformers model: on an NVIDIA GPU lean where its shape allows, else its own forward.
 
     A model of llama.cpp is one already.
 
@@ -38,7 +37,7 @@ def wrap(name: str, model: Any, context: int) -> LanguageModel:
     if isinstance(model, LlamaCppModel):
         return model
     model.eval()
-    if lean.refusal(model) is None:
+    if next(model.parameters()).device.type == "cuda" and lean.refusal(model) is None:
         return _tried(LeanModel(name, model, context))
     plain, limit = TransformersModel(name, model, context), rope.switch_length(model.config)
     if limit is not None and context > limit and rope.reads_anew(model):

@@ -7,41 +7,18 @@ Above this package nothing knows how a step is computed. `lean.LeanModel`, `fall
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
-from hsd.planning import StopRule
-from hsd.types import MAX_THRESHOLD
+from hsd.errors import ModelError
 
 MAX_WIDTH = 16
 """Widest pass that verification runs in one piece, in tokens; costs are measured and planned up to here."""
 
 PREFILL_WIDTH = 256
 """Widest pass of reading a prompt: wide enough for the matrix units, small enough to stop soon when asked to."""
-
-
-LONGEST_BLOCK = MAX_THRESHOLD
-"""Most tokens that a model drafts in one call."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Drafting:
-    """How a model drafts blocks for itself, the same for all blocks of a chain.
-
-    Args:
-        scale: one over the temperature; 0 takes the likeliest token.
-        vocab: ids that may appear.
-        ends: behind one of these nothing is drafted.
-        stop: whether a further token pays; None drafts as many as asked for.
-    """
-
-    scale: float
-    vocab: int
-    ends: frozenset[int]
-    stop: StopRule | None
 
 
 class KVCache(Protocol):
@@ -113,3 +90,13 @@ class Interruptible(Protocol):
     def prefill(self, ids: Sequence[int], cache: Any, stop: Callable[[], bool]) -> bool:
         """Reads a piece of a prompt; False if `stop` said so meanwhile, and then nothing of it is cached."""
         ...
+
+
+def check_room(name: str, width: int, length: int, context: int) -> None:
+    """Raises ModelError unless a model can read `width` tokens, at least one, behind `length` cached ones."""
+    if width < 1 or length + width > context:
+        raise ModelError(
+            name,
+            f"it cannot read {width} tokens behind {length} of at most {context}.",
+            "Shorten the conversation, or choose a larger context for this family.",
+        )

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,8 +13,8 @@ _CACHE_STEP = 256  # tokens by which a cache grows at least
 class LeanCache:
     """Keys and values of all layers, one tensor `(capacity, kv_heads, head_dim)` each per layer; grows as it fills.
 
-    Positions come first, so that what is held is one contiguous piece per layer however large the capacity is: a
-    compiled step depends on it. Nothing is allocated before there is something to hold.
+    Positions come first, so that what is held is one contiguous piece per layer however large the capacity is. Nothing
+    is allocated before there is something to hold.
 
     Args:
         layers, heads, head_dim: of the model; heads are those of keys and values.
@@ -32,7 +30,6 @@ class LeanCache:
         self.values: list[Tensor] = []
         self.capacity = 0  # tokens that it has room for
         self.length = 0
-        self._addresses: Any = None
 
     @property
     def nbytes(self) -> int:
@@ -60,18 +57,10 @@ class LeanCache:
             for new, old in zip((*keys, *values), (*self.keys, *self.values), strict=True):
                 new[: self.length].copy_(old[: self.length])
         self.keys, self.values, self.capacity = list(keys), list(values), keys[0].shape[0]
-        self._addresses = None
 
     def leave(self) -> None:
         """Goes on in tensors of its own, just large enough: those it lies in belong to somebody else."""
         self.move(*self._empty(self.length))
-
-    def addresses(self) -> Any:
-        """Where they lie, as a C array of pointers: keys of every layer, then values of every layer."""
-        if self._addresses is None:
-            held = [t.data_ptr() for t in (*self.keys, *self.values)]
-            self._addresses = (ctypes.c_void_p * len(held))(*held)
-        return self._addresses
 
     def views(self, end: int) -> list[Tensor]:
         """The first `end` positions: keys of every layer, then values of every layer."""

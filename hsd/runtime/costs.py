@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections import defaultdict, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -107,11 +107,10 @@ class StepCosts:
                     break
                 reader.rewind(place)
                 reader.read(text[: place + width], width)
-                if turn == 0 and reader.meter.passes[-1].seconds < _ALLOCATES:
-                    reader.meter.passes.pop()  # the first pass of a width allocates
-        self.add(reader.meter.passes)
+        kept = _without_first(reader.meter.passes)
+        self.add(kept)
         if len(widths) > 1:
-            self.swept(reader.meter.passes)
+            self.swept(kept)
         reader.meter.passes.clear()
         reader.rewind(place)
 
@@ -190,6 +189,19 @@ class StepCosts:
             return list(known.items())
         times = np.interp(range(1, MAX_WIDTH + 1), list(known), [cost.ms for cost in known.values()]).tolist()
         return [(width, known.get(width) or Cost(ms, ms, ms / 2, 0)) for width, ms in enumerate(times, 1)]
+
+
+def _without_first(passes: Sequence[Pass]) -> list[Pass]:
+    """Passes but for the first short one of each width, which allocates, where there is another."""
+    count = Counter(entry.width for entry in passes)
+    seen: set[int] = set()
+    out = []
+    for entry in passes:
+        first = entry.width not in seen
+        seen.add(entry.width)
+        if not (first and count[entry.width] > 1 and entry.seconds < _ALLOCATES):
+            out.append(entry)
+    return out
 
 
 def _order() -> list[int]:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from hsd.errors import LoadError
+from hsd.runtime.base import check_room
 
 _STATES = ("past_key_values", "cache_params", "state")
 """What transformers' models call their cache, as an argument and in their output."""
@@ -94,7 +95,15 @@ class TransformersModel:
 
     @torch.inference_mode()
     def forward(self, ids: Sequence[int], cache: TransformersCache, last: int) -> Tensor:
-        """See `LanguageModel.forward`."""
+        """See `LanguageModel.forward`.
+
+        Raises:
+            ModelError: there are no ids, or more than the context has room for.
+        """
+        check_room(self.name, len(ids), cache.length, self.context)
+        return self._read(ids, cache, last)
+
+    def _read(self, ids: Sequence[int], cache: TransformersCache, last: int) -> Tensor:
         if not (self.single and cache.length):
             return self._pass(ids, cache, last)
         rows = [self._pass([token], cache, 1) for token in ids]
@@ -146,6 +155,7 @@ class TransformersModel:
             hint = DAMAGED if wrong == NO_NUMBERS else _OTHER
             raise LoadError(f"'{self.name}' ({type(self._model).__name__}) {wrong}.", hint)
 
+    @torch.inference_mode()
     def _difference(self) -> str | None:
         """What is wrong with reading in pieces, in words; None if it gives what reading at once gives.
 
@@ -155,13 +165,13 @@ class TransformersModel:
         ids = _some_ids(self._model.config, self.vocab)
         before = ids[:1] if self.cuttable else ids[:_BEFORE]
         rest, others = [ids[-1], ids[0]], ids[-3:-1]
-        at_once = self.forward(before + rest, self.new_cache(), len(before) + 2)
+        at_once = self._read(before + rest, self.new_cache(), len(before) + 2)
         cache = self.new_cache()
-        first = self.forward(before, cache, 1)
+        first = self._read(before, cache, 1)
         if self.cuttable:
-            self.forward(others, cache, 1)
+            self._read(others, cache, 1)
             cache.rewind(1)
-        second = self.forward(rest, cache, 2)
+        second = self._read(rest, cache, 2)
         if not (at_once.isfinite().all() and first.isfinite().all()):
             return NO_NUMBERS
         most = (_ROUNDED if self._exact else _ROUNDED_16) * (at_once - at_once.mean(-1, keepdim=True)).abs().max()

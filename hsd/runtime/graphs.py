@@ -8,18 +8,34 @@ moves in, and the first moves out into tensors of its own. Passes wider than 16 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from hsd.runtime.base import MAX_WIDTH
+from hsd.runtime.base import MAX_WIDTH, LanguageModel
 from hsd.runtime.cache import LeanCache
 from hsd.runtime.lean import LeanModel
 from hsd.runtime.step import step
 
 SMALLEST_BUCKET = 512
 """Tokens that the first bucket's graphs attend to; every further bucket holds twice as many."""
+
+
+def capture(models: Mapping[str, LanguageModel]) -> dict[str, GraphedSteps]:
+    """Captures the steps of all lean models on a GPU and lets the models use them: name -> steps."""
+    found = {name: GraphedSteps(model) for name, model in models.items() if isinstance(model, LeanModel)}
+    for steps in found.values():
+        steps.install()
+    return found
+
+
+def told(captured: Mapping[str, GraphedSteps]) -> str:
+    """How the steps of a family are computed, in words, for people."""
+    eager = [f"{name}: {steps.failure}" for name, steps in captured.items() if steps.failure]
+    if eager:
+        return f"eager steps where they must be ({'; '.join(eager)})"
+    return "captured steps" if captured else "steps of the libraries"
 
 
 class GraphedSteps:

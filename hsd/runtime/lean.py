@@ -5,8 +5,8 @@ tensor operations (`hsd.runtime.step`): qkv and gate-up fused where the weights 
 rewinding by setting a length. transformers' forward is the reference: the logits are the same in float32, and within
 rounding in bf16. Covers Llama, SmolLM2, Mistral without a window, Qwen2/2.5 and Qwen3.
 
-Narrow passes may be taken over by something faster that computes the same function: compiled steps on a CPU, captured
-graphs on a GPU. Both are handed in from outside and work on the same cache.
+This is for NVIDIA GPUs, where narrow passes are captured graphs, which are handed in from outside and work on the same
+cache. On a processor transformers' own forward is no slower; there this one runs in tests alone.
 """
 
 from __future__ import annotations
@@ -17,10 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hsd.errors import ModelError
-from hsd.runtime.base import MAX_WIDTH, Drafting
+from hsd.runtime.base import check_room
 from hsd.runtime.cache import LeanCache
-from hsd.runtime.packed import attached
 from hsd.runtime.step import Layer, Linear, Product, Shape, Weights, causal, step
 
 _SHAPES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
@@ -28,19 +26,6 @@ _FIXED_ROPES = ("default", "linear", "llama3", "yarn")  # tables that do not cha
 
 FastStep = Callable[[Sequence[int], LeanCache, int], Tensor]
 """Reads ids behind a cache that has room for them, and gives logits of the last n; `LeanModel` sets the new length."""
-
-
-DraftBlock = Callable[
-    [Sequence[int], LeanCache, int, Sequence[float], Tensor | None, Drafting], tuple[list[int], list[float]]
-]
-"""Drafts a whole block, as `LeanModel.draft` says, in a cache that has room; `LeanModel` sets the new length."""
-
-
-JudgeBlock = Callable[
-    [Sequence[int], LeanCache, Tensor | Sequence[int], Sequence[float], str, Tensor | None, Drafting],
-    tuple[int, int, list[int], float],
-]
-"""Reads a block and decides on it, as `LeanModel.judge` says."""
 
 
 def refusal(model: Any) -> str | None:
@@ -93,36 +78,22 @@ class LeanModel:
         layers = [_layer(layer) for layer in model.model.layers[: config.num_hidden_layers]]
         self.weights = Weights(embedding, layers, model.model.norm.weight.detach(), _product([model.lm_head]), cos, sin)
         self._fast: dict[int, FastStep] = {}
-        self._draft: DraftBlock | None = None
-        self._judges: dict[int, JudgeBlock] = {}
         self._means = ""
-        self.table: object = None  # what `rounds` keeps of the steps, as long as they are these
-        self.widest = 0  # tokens that narrow steps read faster, piece by piece, than an eager pass does at once
 
     @property
     def kind(self) -> str:
         """How a step is computed: costs that were measured for another kind do not hold."""
         return f"lean-2{self._means}"
 
-    def use(self, steps: Mapping[int, FastStep], means: str, draft: DraftBlock | None = None) -> None:
+    def use(self, steps: Mapping[int, FastStep], means: str) -> None:
         """From now on passes of these widths run by these steps, all others eagerly.
 
         Args:
             steps: width -> step.
             means: what they are, in a word; "" for none.
-            draft: drafts whole blocks by the same means.
         """
-        self._fast, self.table = dict(steps), None
-        judges = {width: getattr(step, "judge", None) for width, step in steps.items()}
-        self._judges = {width: judge for width, judge in judges.items() if judge is not None}
-        self.widest = 0
-        self._draft = draft
+        self._fast = dict(steps)
         self._means = f"+{means}" if means else ""
-
-    @property
-    def steps(self) -> Mapping[int, FastStep]:
-        """Width -> step of the passes that do not run eagerly; a new object whenever they change."""
-        return self._fast
 
     def new_cache(self) -> LeanCache:
         sizes = len(self.weights.layers), self.shape.kv_heads, self.shape.head_dim, self.context
@@ -136,108 +107,11 @@ class LeanModel:
             ModelError: there are no ids, or more than the context has room for.
         """
         width, end = len(ids), cache.length + len(ids)
-        self._fits(width, cache.length, end)
+        check_room(self.name, width, cache.length, self.context)
         cache.reserve(end)
-        fast = self.in_pieces if MAX_WIDTH < width <= self.widest else self._fast.get(width, self.eager)
-        logits = fast(ids, cache, last)
+        logits = self._fast.get(width, self.eager)(ids, cache, last)
         cache.length = end
         return logits
-
-    def in_pieces(self, ids: Sequence[int], cache: LeanCache, last: int) -> Tensor:
-        """A `FastStep` of any width: passes of at most 16 tokens, one after the other."""
-        start, logits = cache.length, []
-        for begin in range(0, len(ids), MAX_WIDTH):
-            piece = ids[begin : begin + MAX_WIDTH]
-            wanted = min(len(piece), max(0, last - (len(ids) - begin - len(piece))))
-            found = self._fast.get(len(piece), self.eager)(piece, cache, wanted)
-            if wanted:
-                logits.append(found.clone())  # valid until the next pass only
-            cache.length += len(piece)
-        cache.length = start
-        return torch.cat(logits) if logits else torch.empty((0, self.vocab), dtype=torch.float32, device=self.device)
-
-    @property
-    def drafts(self) -> bool:
-        """Whether `draft` can be used now."""
-        return self._draft is not None
-
-    def draft(
-        self,
-        ids: Sequence[int],
-        cache: LeanCache,
-        most: int,
-        coins: Sequence[float],
-        rows: Tensor | None,
-        how: Drafting,
-    ) -> tuple[list[int], list[float]]:
-        """Drafts up to `most` tokens behind `ids`, each from the model's own distribution: one call for a block.
-
-        Args:
-            ids: 1 to 16 tokens that the cache does not hold yet.
-            cache: extended by them and by all that is drafted but the last token.
-            most: at least 1; there is room for so many.
-            coins: one for each, in [0, 1).
-            rows: float32 `(at least most, vocab)`, takes the distributions; None where the likeliest are taken.
-            how: settings.
-
-        Returns:
-            The tokens, and the seconds of each pass. The last token is -1 if its row is no distribution.
-
-        Raises:
-            ModelError: there are no ids, or more than the context has room for.
-        """
-        assert self._draft is not None, "see `drafts`"
-        end = cache.length + len(ids)
-        self._fits(len(ids), cache.length, end + most - 1)
-        cache.reserve(end + most - 1)
-        tokens, seconds = self._draft(ids, cache, most, coins, rows, how)
-        cache.length = end + len(tokens) - 1 if tokens else cache.length
-        return tokens, seconds
-
-    def judges(self, width: int) -> bool:
-        """Whether `judge` can be used now for a pass over so many tokens."""
-        return width in self._judges
-
-    def judge(
-        self,
-        ids: Sequence[int],
-        cache: LeanCache,
-        below: Tensor | Sequence[int],
-        coins: Sequence[float],
-        rule: str,
-        rows: Tensor | None,
-        how: Drafting,
-    ) -> tuple[int, int, list[int], float]:
-        """Reads tokens that end with a block, and decides on it: pass, distributions and verdict in one call.
-
-        Args:
-            ids: 1 to 16 tokens that the cache does not hold yet, the block last; see `judges`.
-            cache: extended by all of them.
-            below: float32 `(block, vocab)`, contiguous, or the tokens themselves where each was certain.
-            coins: one for each token of the block, and one more.
-            rule: "block" or "token".
-            rows: float32 `(at least block + 1, vocab)`, takes the distributions; None where the likeliest are taken.
-            how: settings.
-
-        Returns:
-            How many tokens are accepted, the one behind them (-1 if there is no distribution to draw it from), the
-            likeliest tokens where those are taken, and the seconds of the pass.
-        """
-        end = cache.length + len(ids)
-        self._fits(len(ids), cache.length, end)
-        cache.reserve(end)
-        decided = self._judges[len(ids)](ids, cache, below, coins, rule, rows, how)
-        cache.length = end
-        return decided
-
-    def _fits(self, width: int, length: int, end: int) -> None:
-        """Raises unless so many tokens can be read behind so many, up to an end."""
-        if width < 1 or end < length + width or end > self.context:
-            raise ModelError(
-                self.name,
-                f"it cannot read {end - length} tokens behind {length} of at most {self.context}.",
-                "Shorten the conversation, or choose a larger context for this family.",
-            )
 
     def eager(self, ids: Sequence[int], cache: LeanCache, last: int) -> Tensor:
         """A pass as a list of tensor operations; what every faster step is compared with. Needs reserved room."""
@@ -293,7 +167,7 @@ def _product(modules: list[Any]) -> Linear:
     else:
         weight = _fuse(modules, "weight")
         bias = _fuse(modules, "bias") if modules[0].bias is not None else None
-    return Product(weight, None if bias is None else bias.detach(), attached(modules))
+    return Product(weight, None if bias is None else bias.detach())
 
 
 @torch.no_grad()

@@ -9,17 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from hsd.runtime.base import (
-    LONGEST_BLOCK,
-    MAX_WIDTH,
-    PREFILL_WIDTH,
-    Drafting,
-    Interruptible,
-    KVCache,
-    LanguageModel,
-)
-from hsd.runtime.cache import LeanCache
-from hsd.runtime.lean import LeanModel
+from hsd.runtime.base import MAX_WIDTH, PREFILL_WIDTH, Interruptible, KVCache, LanguageModel
 
 
 @dataclass(slots=True)
@@ -39,7 +29,6 @@ class Meter:
     device: torch.device
     _passes: list[Pass] = field(default_factory=list)
     _pending: list[tuple[Pass, torch.cuda.Event, torch.cuda.Event]] = field(default_factory=list)
-    _later: list[tuple[int, Sequence[float]]] = field(default_factory=list)  # and where they belong
 
     def run(self, entry: Pass, step: Callable[[], Tensor]) -> Tensor:
         """Runs and times one pass; one that fails is not kept."""
@@ -61,33 +50,14 @@ class Meter:
         """Keeps a pass that somebody else has timed, on a processor."""
         self._passes.append(entry)
 
-    def keep_all(self, numbers: Sequence[float]) -> None:
-        """The same for many passes: width, context, last and seconds of each. Written out when they are asked for."""
-        self._later.append((len(self._passes), numbers))
-
-    def _write_out(self) -> None:
-        later, self._later = self._later, []
-        for place, numbers in reversed(later):
-            fields = zip(*(numbers[i::4] for i in range(4)), strict=True)
-            self._passes[place:place] = [Pass(int(w), int(c), int(n), seconds) for w, c, n, seconds in fields]
-
     def since(self, mark: int) -> tuple[int, int, float]:
-        """Passes, tokens read and seconds since there were `mark` passes, all of them written out then."""
-        known = self._passes if self._later and not self._pending else self.passes
-        count, tokens, seconds = len(known) - mark, 0.0, 0.0
-        for entry in known[mark:]:
-            tokens += entry.width
-            seconds += entry.seconds
-        for _, numbers in self._later:
-            count += len(numbers) // 4
-            tokens += sum(numbers[::4])
-            seconds += sum(numbers[3::4])
-        return count, int(tokens), seconds
+        """Passes, tokens read and seconds since there were `mark` passes."""
+        known = self.passes[mark:]
+        return len(known), sum(entry.width for entry in known), sum(entry.seconds for entry in known)
 
     @property
     def passes(self) -> list[Pass]:
         """All passes so far; waits for those that still run."""
-        self._write_out()
         pending, self._pending = self._pending, []
         for entry, begin, end in pending:
             try:
@@ -171,64 +141,6 @@ class Reader:
             return False
         self.meter.keep(Pass(len(ids), before, 0, time.perf_counter() - begun))
         return True
-
-    def draft(
-        self, sequence: Sequence[int], most: int, coins: Sequence[float], rows: Tensor | None, how: Drafting
-    ) -> list[int] | None:
-        """Drafts up to `most` tokens behind the sequence, in one call of the runtime.
-
-        Args:
-            sequence: all tokens; the cache holds a prefix of them.
-            most, coins, rows, how: see `LeanModel.draft`.
-
-        Returns:
-            The tokens, -1 for a row that is no distribution; None if this model cannot draft blocks, or not now.
-        """
-        model, cache = self.model, self.cache
-        if not (isinstance(model, LeanModel) and isinstance(cache, LeanCache) and model.drafts):
-            return None
-        self.rewind(len(sequence) - 1)
-        start = cache.length
-        width = len(sequence) - start
-        if width > MAX_WIDTH or most > LONGEST_BLOCK:
-            return None
-        tokens, seconds = model.draft(sequence[start:], cache, most, coins, rows, how)
-        places = [(width, start), *((1, start + width + i) for i in range(len(seconds) - 1))]
-        self.meter.keep_all([x for place, spent in zip(places, seconds, strict=True) for x in (*place, 1, spent)])
-        return tokens
-
-    def judge(
-        self,
-        sequence: Sequence[int],
-        below: Tensor | Sequence[int],
-        coins: Sequence[float],
-        rule: str,
-        rows: Tensor | None,
-        how: Drafting,
-    ) -> tuple[int, int, list[int]] | None:
-        """Reads up to the end of the sequence, a block, and decides on it, in one call of the runtime.
-
-        Args:
-            sequence: all tokens; the cache holds a prefix of them.
-            below, coins, rule, rows, how: see `LeanModel.judge`.
-
-        Returns:
-            See `LeanModel.judge`; None if this model cannot, or not now.
-        """
-        model, cache = self.model, self.cache
-        if not (isinstance(model, LeanModel) and isinstance(cache, LeanCache)):
-            return None
-        self.rewind(len(sequence) - len(coins))
-        start = cache.length
-        if not model.judges(len(sequence) - start):
-            return None
-        try:
-            accepted, token, best, seconds = model.judge(sequence[start:], cache, below, coins, rule, rows, how)
-        except BaseException:
-            cache.rewind(start)
-            raise
-        self.meter.keep(Pass(len(sequence) - start, start, len(coins), seconds))
-        return accepted, token, best
 
     def _forward(self, ids: Sequence[int], last: int) -> Tensor:
         cache, before = self.cache, self.cache.length

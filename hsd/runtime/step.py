@@ -1,20 +1,18 @@
-"""One pass of a Llama-shaped model as a flat function of tensors: what runs eagerly, is compiled, and is captured.
+"""One pass of a Llama-shaped model as a flat function of tensors: what runs eagerly, and what is captured.
 
 Nothing here knows a module, a conversation or a device. Keys and values come in as one view per layer that ends where
 the sequence ends after this pass; the pass writes its own into the last places. So one function serves every width and
-context, and a compiler sees no Python in it.
+context.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-
-from hsd.runtime.packed import Packed
+from torch import Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,12 +22,10 @@ class Product:
     Args:
         weight: `(out, in)`.
         bias: `(out,)`.
-        packed: the same weight as it was stored, in 4 or 8 bits.
     """
 
     weight: Tensor
     bias: Tensor | None = None
-    packed: Packed | None = None
 
     def __call__(self, x: Tensor) -> Tensor:
         return F.linear(x, self.weight, self.bias)
@@ -80,47 +76,6 @@ class Weights:
     head: Linear
     cos: Tensor
     sin: Tensor
-
-    def tensors(self) -> dict[str, Tensor] | None:
-        """All tensors by name; None where some product is more than a matrix (a quantized module)."""
-        out = {"embedding": self.embedding, "norm": self.norm, "cos": self.cos, "sin": self.sin}
-        places: list[tuple[str, Tensor | Linear | None]] = [("head", self.head)]
-        for i, layer in enumerate(self.layers):
-            places += [(f"{i}_{name}", getattr(layer, name)) for name in Layer.__slots__]
-        for name, part in places:
-            if isinstance(part, Product):
-                out[f"{name}_weight"] = part.weight
-                if part.bias is not None:
-                    out[f"{name}_bias"] = part.bias
-            elif isinstance(part, Tensor):
-                out[name] = part
-            elif part is not None:
-                return None
-        return out
-
-    @classmethod
-    def of(cls, tensors: Mapping[str, Tensor]) -> Weights:
-        """The inverse of `tensors`."""
-
-        def product(name: str) -> Product:
-            return Product(tensors[f"{name}_weight"], tensors.get(f"{name}_bias"))
-
-        layers: list[Layer] = []
-        while f"{len(layers)}_input_norm" in tensors:
-            i = len(layers)
-            layers.append(
-                Layer(
-                    input_norm=tensors[f"{i}_input_norm"],
-                    qkv=product(f"{i}_qkv"),
-                    q_norm=tensors.get(f"{i}_q_norm"),
-                    k_norm=tensors.get(f"{i}_k_norm"),
-                    out=product(f"{i}_out"),
-                    post_norm=tensors[f"{i}_post_norm"],
-                    gate_up=product(f"{i}_gate_up"),
-                    down=product(f"{i}_down"),
-                )
-            )
-        return cls(tensors["embedding"], layers, tensors["norm"], product("head"), tensors["cos"], tensors["sin"])
 
 
 def step(
@@ -220,26 +175,3 @@ def _rms(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     wide = x.float()
     wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
     return weight * wide.to(x.dtype)
-
-
-class StepGraph(nn.Module):
-    """A step for `torch.export`: every tensor of the model is a buffer, the end of the text a dimension."""
-
-    def __init__(self, shape: Shape, tensors: Mapping[str, Tensor]) -> None:
-        super().__init__()
-        self._shape = shape
-        self._names = list(tensors)
-        for name, tensor in tensors.items():
-            self.register_buffer(f"t{name}", tensor)
-
-    def forward(self, ids: Tensor, cache: list[Tensor]) -> Tensor:
-        """Logits `(w, vocab)` of `(w,)` ids behind the cache: keys of every layer, then values of every layer."""
-        weights = Weights.of({name: getattr(self, f"t{name}") for name in self._names})
-        width, span, layers = ids.shape[0], cache[0].shape[0], len(weights.layers)
-        start = span - width
-        mask = None
-        if width > 1:
-            seen = torch.arange(span) <= start + torch.arange(width).unsqueeze(1)
-            mask = torch.where(seen, 0.0, -torch.inf)
-        cos, sin = weights.cos[start:span], weights.sin[start:span]
-        return step(self._shape, weights, ids, cos, sin, cache[:layers], cache[layers:], mask)

@@ -26,7 +26,7 @@ _PIECE = 256  # bytes of a token's text at first; longer ones are asked for agai
 def tokenizer_of(model: LlamaCppModel, header: Header) -> Any:
     """The tokenizer of a GGUF model. Raises LoadError where the file has none."""
     if HUGGING_FACE in header.values:
-        return _by_tokenizers(header)
+        return by_tokenizers(header)
     if header.values.get("tokenizer.ggml.model") in (None, "no_vocab", "none"):
         raise LoadError(f"{header.path.name} holds no tokenizer.", "Choose a file with one, or convert it anew.")
     return GgufTokenizer(model, header)
@@ -45,7 +45,8 @@ def template_of(header: Header) -> str | dict[str, str] | None:
     return {**({} if default is None else {"default": str(default)}), **named}
 
 
-def _by_tokenizers(header: Header) -> Any:
+def by_tokenizers(header: Header) -> Any:
+    """transformers' tokenizer of a file that carries one in the form of the `tokenizers` library."""
     from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerFast
 
@@ -54,8 +55,11 @@ def _by_tokenizers(header: Header) -> Any:
     def named(key: str) -> str | None:
         return tokens.get(int(header.values.get(f"tokenizer.ggml.{key}_token_id", -1)))
 
+    inner = Tokenizer.from_str(str(header.values[HUGGING_FACE]))
+    control = [token.content for token in inner.get_added_tokens_decoder().values() if token.special]
     made = PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer.from_str(str(header.values[HUGGING_FACE])),
+        tokenizer_object=inner,
+        additional_special_tokens=control,
         bos_token=named("bos"),
         eos_token=named("eos"),
         pad_token=named("padding"),

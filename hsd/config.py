@@ -20,6 +20,7 @@ from typing import Any, Literal, TypeVar
 import yaml
 
 from hsd.errors import ConfigError
+from hsd.gguf import is_gguf
 from hsd.types import LOOKUP, check_name
 
 T = TypeVar("T")
@@ -58,7 +59,7 @@ class ModelSpec:
     @property
     def gguf(self) -> bool:
         """Whether it is said to be a GGUF file; a folder may hold one without being told so."""
-        return self.file is not None or self.path.lower().endswith(".gguf")
+        return self.file is not None or is_gguf(os.path.basename(self.path))
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,7 +239,9 @@ def _spec(name: str, value: Any, where: str, file: Path) -> ModelSpec:
     # A folder beside the file is meant as such, wherever the program was started.
     beside = file.parent / spec.path
     if spec.path.startswith(".") or (beside / "config.json").exists() or (spec.gguf and beside.exists()):
-        spec = dataclasses.replace(spec, path=os.path.realpath(beside))
+        # Not the file itself: in the hub's cache it is a link to one whose name says nothing.
+        whole = os.path.join(os.path.realpath(beside.parent), beside.name) if spec.gguf else os.path.realpath(beside)
+        spec = dataclasses.replace(spec, path=whole)
     if spec.gguf:
         _check_gguf(spec, where)
     return spec

@@ -8,7 +8,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from hsd.config import ModelSpec
-from hsd.gguf import gguf_files, missing_parts
+from hsd.gguf import gguf_files, is_gguf, missing_parts
 
 
 def hub_folder() -> Path:
@@ -28,7 +28,7 @@ def gguf_of(spec: ModelSpec) -> Path | None:
 
     A folder that holds one GGUF model and nothing else that is read here need not name it.
     """
-    if spec.path.lower().endswith(".gguf"):
+    if is_gguf(Path(spec.path).name):
         file = local_folder(spec)
         return file if file.is_file() else None
     folder = local_folder(spec) if is_local(spec) else snapshot(spec)

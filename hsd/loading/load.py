@@ -14,6 +14,7 @@ import torch
 
 from hsd.config import Family, ModelSpec
 from hsd.errors import LoadError
+from hsd.gguf import is_gguf
 from hsd.loading.cache import damage
 from hsd.loading.estimate import GB, LEAST_CONTEXT, fit, measured
 from hsd.loading.explain import readable
@@ -178,7 +179,7 @@ def _read_gguf(
 
 
 def _is_gguf(file: Path) -> bool:
-    return file.suffix.lower() == ".gguf"
+    return file.is_file() and is_gguf(file.name)
 
 
 def _place(spec: ModelSpec, at: str, device: str, is_target: bool) -> str:

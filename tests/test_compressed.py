@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes.util
 import os
 import resource
 import signal
@@ -27,6 +28,7 @@ from hsd.loading.cache import copies_folder, copy_file, gguf_of, on_disk
 from hsd.loading.compressed import compressed, copies
 from hsd.loading.shapes import compressed_bytes, shape_of
 from hsd.runtime.llama_cpp import quantizer
+from hsd.runtime.llama_cpp.library import Found
 
 pytest.importorskip("gguf", reason="writes the files of these tests")
 GREEDY = hsd.SamplingParams(temperature=0, max_tokens=20)
@@ -245,6 +247,18 @@ def test_a_library_with_another_layout_is_not_trusted() -> None:
         changed = bytearray(known)
         changed[at] = value
         assert "not known here" in quantizer.unknown_layout(bytes(changed))
+
+
+def test_a_build_without_a_quantizer_is_passed_over(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bare = Found("a library of nothing", Path(ctypes.util.find_library("m") or "libm.so.6"), (), source.parent)
+    monkeypatch.setattr(making, "candidates", lambda: iter([bare]))
+    used = making.library()
+    monkeypatch.setattr(making, "library", lambda: type("Used", (), {"found": bare}))
+    with pytest.raises(LoadError, match="the library of a library of nothing has no llama_log_set") as refused:
+        compressed(of(source))
+    assert "pip install" in refused.value.hint and not files()
+    monkeypatch.setattr(making, "candidates", lambda: iter([bare, used.found]))
+    assert compressed(of(source)).is_file()
 
 
 def test_every_format_of_the_file_is_one_of_the_quantizer() -> None:

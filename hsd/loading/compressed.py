@@ -23,7 +23,7 @@ from hsd.loading.hub import fetch, locked
 from hsd.loading.shapes import compressed_bytes
 from hsd.paths import private_folder
 from hsd.runtime.llama_cpp import quantizer
-from hsd.runtime.llama_cpp.library import library
+from hsd.runtime.llama_cpp.library import INSTALL, Found, candidates, library
 
 STALLED = 600.0
 """Seconds without a further tensor after which a copy is given up; the largest tensors take less than a minute."""
@@ -93,7 +93,12 @@ def _make(spec: ModelSpec, source: Path, part: Path, size: int, tell: Tell) -> N
                 _HINT,
             )
         tell(step, 0, size)
-        wrong = _run(source, part, spec.quantization, lambda share: tell(step, share * size, size))
+        wrong, able = "", False
+        for found in dict.fromkeys((library().found, *candidates())):  # some builds come without a quantizer
+            if not able:
+                wrong, able = _run(found, source, part, spec, lambda share: tell(step, share * size, size))
+        if not able:
+            raise LoadError(f"The copy '{spec.name}' cannot be made: {wrong}.", f"Try: {INSTALL}")
         if wrong:
             full = shutil.disk_usage(part.parent).free < _ROOM
             raise LoadError(
@@ -108,16 +113,19 @@ def _make(spec: ModelSpec, source: Path, part: Path, size: int, tell: Tell) -> N
             part.unlink(missing_ok=True)
 
 
-def _run(source: Path, part: Path, form: str, share: Callable[[float], None]) -> str:
-    """Why there is no copy, in words; "" where there is one. Whatever interrupts it, the process ends."""
-    found = library().found
+def _run(found: Found, source: Path, part: Path, spec: ModelSpec, share: Callable[[float], None]) -> tuple[str, bool]:
+    """Why there is no copy, in words, "" where there is one; and whether this build of the library can make any.
+
+    Whatever interrupts it, the process ends.
+    """
     asked = {
+        "origin": found.origin,
         "before": [str(file) for file in found.before],
         "library": str(found.library),
         "backends": str(found.backends),
         "source": str(source),
         "copy": str(part),
-        "form": quantizer.FORMATS[form],
+        "form": quantizer.FORMATS[spec.quantization],
         "threads": psutil.cpu_count(logical=False) or os.cpu_count() or 1,
     }
     command = [sys.executable, str(Path(quantizer.__file__)), json.dumps(asked)]
@@ -132,7 +140,7 @@ def _run(source: Path, part: Path, form: str, share: Callable[[float], None]) ->
             ready.register(child.stdout, selectors.EVENT_READ)
             while True:
                 if not ready.select(STALLED):
-                    return f"nothing happened for {STALLED:.0f} s"
+                    return f"nothing happened for {STALLED:.0f} s", True
                 line = child.stdout.readline().decode("utf-8", "replace").strip()
                 if not line:
                     break
@@ -149,8 +157,8 @@ def _run(source: Path, part: Path, form: str, share: Callable[[float], None]) ->
             child.stdin.close()
         child.stdout.close()
     if status < 0:
-        return f"it crashed ({signal.Signals(-status).name})"
-    return said or ("" if status == 0 else f"it ended with status {status}")
+        return f"it crashed ({signal.Signals(-status).name})", True
+    return said or ("" if status == 0 else f"it ended with status {status}"), status != quantizer.UNABLE
 
 
 def _remove_older(copy: Path) -> None:

@@ -32,6 +32,14 @@ _TENSOR = re.compile(r"^\[\s*(\d+)/\s*(\d+)\]")
 _ERROR = 4
 
 
+UNABLE = 3
+"""Exit status where this build of the library cannot make copies."""
+
+
+class Unable(Exception):
+    """A build of the library without a quantizer, or with one of an unknown layout."""
+
+
 class _Parameters(ctypes.Structure):
     _fields_ = (("raw", ctypes.c_uint8 * _ROOM),)
 
@@ -53,9 +61,12 @@ def unknown_layout(raw: bytes) -> str:
 def make(asked: Mapping[str, Any]) -> str:
     """Makes a copy; why there is none, or "".
 
+    Raises:
+        Unable: this build of the library cannot make copies; another one may.
+
     Args:
-        asked: "before" and "library": files of the library in the order of loading; "backends": their folder;
-            "source", "copy": files; "form": a llama_ftype; "threads": how many.
+        asked: "origin": where the library comes from, in words; "before" and "library": its files in the order of
+            loading; "backends": their folder; "source", "copy": files; "form": a llama_ftype; "threads": how many.
     """
     said: list[str] = []
 
@@ -73,7 +84,7 @@ def make(asked: Mapping[str, Any]) -> str:
     named = {name: next((getattr(lib, name) for lib in libraries if hasattr(lib, name)), None) for name in _NEEDED}
     missing = [name for name, function in named.items() if function is None and name != _BACKENDS]
     if missing:
-        return f"the library has no {missing[0]}"
+        raise Unable(f"the library of {asked['origin']} has no {missing[0]}")
     functions: dict[str, Any] = {name: function for name, function in named.items() if function is not None}
     log = _LOG(hear)
     functions["llama_log_set"](log, None)
@@ -84,7 +95,7 @@ def make(asked: Mapping[str, Any]) -> str:
     parameters = functions["llama_model_quantize_default_params"]()
     wrong = unknown_layout(bytes(parameters.raw))
     if wrong:
-        return f"the library is not one that this program knows: {wrong}"
+        raise Unable(f"the library of {asked['origin']} is not one that this program knows: {wrong}")
     struct.pack_into("<2i", parameters.raw, 0, asked["threads"], asked["form"])
     parameters.raw[16] = 1  # weights that are quantized already may be quantized again
     quantize = functions["llama_model_quantize"]
@@ -119,13 +130,16 @@ def _main() -> int:
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
     threading.Thread(target=_until_left, args=(asked["copy"],), daemon=True).start()
+    status = 1
     try:
         wrong = make(asked)
+    except Unable as error:
+        wrong, status = str(error), UNABLE
     except OSError as error:
         wrong = str(error)
     if wrong:
         print("!" + " ".join(wrong.split()), flush=True)
-    return 1 if wrong else 0
+    return status if wrong else 0
 
 
 if __name__ == "__main__":

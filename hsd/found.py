@@ -189,6 +189,10 @@ def _read(file: ModelFile, status: os.stat_result) -> FoundModel | str:
         str(file.path).encode("utf-8")
     except UnicodeEncodeError:
         return "its path is no text, so no models.yaml can name it"
+    split = re.fullmatch(r"(.+)-(\d{5})-of-(\d{5})\.gguf", file.path.name)
+    if split and int(split[2]) > 1:  # its first file stands for it
+        first = file.path.with_name(f"{split[1]}-00001-of-{split[3]}.gguf")
+        return "" if first.exists() else f"it is a part of a model, and {first.name} is missing"
     gguf.parts(file.path)  # a part may vanish while the first file stays as it was
     described = _described(file.path, status.st_size, status.st_mtime_ns)
     if isinstance(described, str):
@@ -202,8 +206,6 @@ def _read(file: ModelFile, status: os.stat_result) -> FoundModel | str:
 def _described(path: Path, size: int, changed: int) -> tuple[int, int, int, str, bool] | str:
     """Size, parameters, context, label, whether there is a template; or why it is no chat model. Kept per file."""
     header = gguf.Header(path)
-    if int(header.values.get("split.count", 1)) > 1 and int(header.values.get("split.no", 0)) > 0:
-        return ""  # its first file stands for it
     reason = _no_language_model(header)
     if reason:
         return reason

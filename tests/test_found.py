@@ -281,6 +281,9 @@ def test_split_files_count_once_and_a_missing_part_is_named(tmp_path: Path) -> N
     (model,) = family.models
     assert model.name == "two" and model.parameters == 9_600
     assert model.size == first.stat().st_size + second.stat().st_size and family.family.name == "two"
+    first.rename(tmp_path / "hidden")
+    assert "two-00001-of-00002.gguf is missing" in reasons(look(tmp_path))["two-00002-of-00002.gguf"]
+    (tmp_path / "hidden").rename(first)
     second.unlink()
     assert "two-00002-of-00002.gguf is missing" in reasons(look(tmp_path))["two-00001-of-00002.gguf"]
 

@@ -84,6 +84,19 @@ class OwnFamilies:
                 raise hsd.ConfigError(f"There is a family '{name}' already.", "Choose another name.")
             return self._write(name, {"models": models})
 
+    def keep(self, found: hsd.FoundFamily) -> hsd.Family:
+        """Write a family that was found on this computer into the own file, under a name that is free.
+
+        Raises:
+            ConfigError: a file of families is broken.
+            StoreError: the file cannot be written.
+        """
+        with self._writing:
+            taken, name, at = self.choices(), found.family.name, 2
+            while name in taken:
+                name, at = f"{found.family.name}-{at}", at + 1
+            return self._write(name, found.entry())
+
     def _own(self) -> dict[str, hsd.Family]:
         return hsd.load_families(self.path) if self.path.exists() else {}
 
@@ -132,8 +145,11 @@ def _put(models: dict[str, Any], line: str, quantization: str) -> None:
     name, _, path = (part.strip() for part in line.rpartition(": "))
     last = path.rstrip("/").rpartition("/")[2].rpartition(":")[2]
     name = name or re.sub(r"[^a-z0-9._+-]+", "-", last.lower())
-    if path.startswith((".", "/", "~")) and not os.path.isfile(os.path.expanduser(f"{path}/config.json")):
-        raise hsd.ConfigError(f"There is no model in {path}.", "Give a folder that holds a config.json, or a hub name.")
+    full = os.path.expanduser(path)
+    if path.startswith((".", "/", "~")) and not os.path.isfile(f"{full}/config.json") and not os.path.isfile(full):
+        raise hsd.ConfigError(
+            f"There is no model in {path}.", "Give a folder that holds a config.json, a .gguf file, or a hub name."
+        )
     if path.startswith((".", "~")):
         # The library would look for it beside the file; whoever types it here means the folder they are in.
         path = os.path.realpath(os.path.expanduser(path))

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from hsd.config import Family, find_family, load_families
     from hsd.engine import Engine
     from hsd.errors import ConfigError, HsdError, LoadError, ModelError, PromptError, StoreError
+    from hsd.found import Found, FoundFamily, found_families
     from hsd.machine import free_memory, memory_fit
     from hsd.memory import MemoryFit, ModelMemory
     from hsd.params import SamplingParams
@@ -49,6 +50,9 @@ _HOME = {
     "data_dir": "hsd.paths",
     "open_output": "hsd.terminal",
     "private_file": "hsd.paths",
+    "Found": "hsd.found",
+    "FoundFamily": "hsd.found",
+    "found_families": "hsd.found",
     "free_memory": "hsd.machine",
     "memory_fit": "hsd.machine",
     "MemoryFit": "hsd.memory",
@@ -86,6 +90,8 @@ __all__ = [
     "Family",
     "FamilyInfo",
     "Finished",
+    "Found",
+    "FoundFamily",
     "HsdError",
     "LevelStats",
     "LoadError",
@@ -109,6 +115,7 @@ __all__ = [
     "begun_ids",
     "data_dir",
     "find_family",
+    "found_families",
     "free_memory",
     "load_families",
     "memory_fit",

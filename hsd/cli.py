@@ -188,8 +188,12 @@ def _reply_values(reply: Any) -> dict[str, Any]:
 
 @cli.command()
 @_options("config", "json")
-def families(config: str | None, as_json: bool) -> None:
+@click.option("--found", is_flag=True, help="Families of models that LM Studio, Ollama and others keep here, as YAML.")
+def families(config: str | None, as_json: bool, found: bool) -> None:
     """What models.yaml holds, what is on disk, what fits this machine."""
+    if found:
+        _found(as_json)
+        return
     from hsd import machine
     from hsd.config import load_families
 
@@ -200,6 +204,23 @@ def families(config: str | None, as_json: bool) -> None:
         click.echo(f"{'':23} {row['fits']}")
     if as_json:
         _print_json({"families": rows})
+
+
+def _found(as_json: bool) -> None:
+    """The YAML that offers what was found; the rest as comments."""
+    from hsd.found import found_families
+
+    found = found_families()
+    for note in found.notes:
+        click.echo(f"# {note}")
+    for path, program, why in found.left_out:
+        # A name may hold a line break, which would end the comment.
+        click.echo(f"# Left out: {' '.join(str(path).split())} ({program}): {why}.")
+    for offered in found.families:
+        click.echo(f"# {offered.family.name}: {offered.size / 1e9:.1f} GB on disk, {offered.fit.verdict}.")
+    click.echo(found.yaml().rstrip("\n") or "# No GGUF models were found that a chat can use.")
+    if as_json:
+        _print_json(found.values())
 
 
 @cli.command()

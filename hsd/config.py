@@ -20,11 +20,16 @@ from typing import Any, Literal, TypeVar
 import yaml
 
 from hsd.errors import ConfigError
+from hsd.gguf import is_gguf
 from hsd.types import LOOKUP, check_name
 
 T = TypeVar("T")
 
 Quantization = Literal["none", "nf4", "int8"]
+CopyFormat = Literal[
+    "q2_k", "q3_k_s", "q3_k_m", "q3_k_l", "q4_0", "q4_k_s", "q4_k_m", "q5_k_s", "q5_k_m", "q6_k", "q8_0",
+    "iq4_nl", "iq4_xs",
+]  # fmt: skip
 Overflow = Literal["refuse", "drop"]
 
 
@@ -38,10 +43,12 @@ class ModelSpec:
             the package.
         file: of a hub name or a folder with GGUF files, which one: a name or a pattern like `*Q4_K_M.gguf`.
         revision: commit, tag or branch on the hub.
-        quantization: "none", "nf4" (4 bit, double quantization) or "int8", by bitsandbytes.
+        quantization: "none", "nf4" (4 bit, double quantization) or "int8", by bitsandbytes; with `of` one of
+            `CopyFormat`.
         dtype: "auto", "float32", "bfloat16" or "float16"; what is computed in, and stored unless quantized.
         device: "auto", "cpu", "cuda", "cuda:1", "mps" or "balanced" (spread over all GPUs).
         trust_remote_code: run Python code that comes with the model; off unless set.
+        of: name of the GGUF model of the family that this one is a compressed copy of; its path is that model's.
         gpu_layers: of a GGUF model, how many layers go to the GPU: "auto" as many as fit, a number, -1 for all.
     """
 
@@ -49,16 +56,17 @@ class ModelSpec:
     path: str
     file: str | None = None
     revision: str | None = None
-    quantization: Quantization = "none"
+    quantization: str = "none"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     device: str = "auto"
     trust_remote_code: bool = False
+    of: str | None = None
     gpu_layers: int | Literal["auto"] = "auto"
 
     @property
     def gguf(self) -> bool:
         """Whether it is said to be a GGUF file; a folder may hold one without being told so."""
-        return self.file is not None or self.path.lower().endswith(".gguf") or self.path.startswith("builtin:")
+        return self.file is not None or is_gguf(os.path.basename(self.path)) or self.path.startswith("builtin:")
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,7 +218,7 @@ def _family(name: str, value: Any, file: Path) -> Family:
     models = fields.pop("models", None)
     if not isinstance(models, dict) or not models:
         raise ConfigError(f"The {where} has no models.", "List them under 'models:', cheapest first.")
-    specs = tuple(_spec(str(key), entry, f"model '{key}' of {where}", file) for key, entry in models.items())
+    specs = _specs(models, where, file)
     fields["models"] = specs
     fields.setdefault("target", specs[-1].name)
     family = _typed(Family, {"name": name, **fields}, where)
@@ -219,9 +227,55 @@ def _family(name: str, value: Any, file: Path) -> Family:
             f"The target '{family.target}' of {where} is not among its models.",
             f"Its models are: {', '.join(m.name for m in specs)}.",
         )
+    if family.target_spec.of is not None:
+        raise ConfigError(
+            f"The target '{family.target}' of {where} is a copy of '{family.target_spec.of}'.",
+            "List the copy before its source, or name another target.",
+        )
     if family.context < 16:
         raise ConfigError(f"The context of {where} is {family.context} tokens.", "Give at least 16.")
     return family
+
+
+def _specs(models: dict[Any, Any], where: str, file: Path) -> tuple[ModelSpec, ...]:
+    """The models in the file's order; copies are known when their sources are."""
+    copies = {str(key): entry for key, entry in models.items() if isinstance(entry, dict) and "of" in entry}
+    found = {
+        str(key): _spec(str(key), entry, f"model '{key}' of {where}", file)
+        for key, entry in models.items()
+        if str(key) not in copies
+    }
+    made = {name: _copy(name, entry, f"model '{name}' of {where}", found) for name, entry in copies.items()}
+    return tuple((found | made)[str(key)] for key in models)
+
+
+def _copy(name: str, value: dict[Any, Any], where: str, sources: dict[str, ModelSpec]) -> ModelSpec:
+    """A compressed copy of another model of the family."""
+    _no_unknown(value, {"of", "quantization", "gpu_layers"}, f"{where}, which is a copy")
+    _check_level(name, where)
+    source = sources.get(str(value["of"]))
+    if source is None:
+        raise ConfigError(
+            f"The {where} is a copy of '{value['of']}', which is no model of the family, or a copy itself.",
+            f"Name one of: {', '.join(sources) or 'none'}.",
+        )
+    if not source.gguf and not source.path.startswith(("builtin:", ".", "/", "~")):
+        raise ConfigError(
+            f"The {where} is a copy of '{source.name}', which is no GGUF model; only these can be compressed.",
+            "Give its source a .gguf file, or a hub name with 'file:'.",
+        )
+    said = value.get("quantization")
+    form = _checked(said.lower() if isinstance(said, str) else said, CopyFormat, "quantization", where)
+    fields = {"path": source.path, "file": source.file, "revision": source.revision, "quantization": form}
+    spec = _typed(ModelSpec, {"name": name, **value, **fields}, where)
+    _check_layers(spec, where)
+    return spec
+
+
+def _check_level(name: str, where: str) -> None:
+    check_name(name)
+    if name == LOOKUP:
+        raise ConfigError(f"The {where} is called '{LOOKUP}'.", "That name is taken by the level without a model.")
 
 
 def _spec(name: str, value: Any, where: str, file: Path) -> ModelSpec:
@@ -231,9 +285,8 @@ def _spec(name: str, value: Any, where: str, file: Path) -> ModelSpec:
         raise ConfigError(f"The {where} is no mapping.", "Give it at least 'path:'.")
     if "path" not in value:
         raise ConfigError(f"The {where} has no path.", "Give a hub name or a folder.")
-    check_name(name)
-    if name == LOOKUP:
-        raise ConfigError(f"The {where} is called '{LOOKUP}'.", "That name is taken by the level without a model.")
+    _check_level(name, where)
+    _checked(value.get("quantization", "none"), Quantization, "quantization", where)
     spec = _typed(ModelSpec, {"name": name, **value}, where)
     if spec.path.startswith("builtin:"):
         # Families that people added to earlier versions say how the built-in models were stored then.
@@ -241,7 +294,9 @@ def _spec(name: str, value: Any, where: str, file: Path) -> ModelSpec:
     # A folder beside the file is meant as such, wherever the program was started.
     beside = file.parent / spec.path
     if spec.path.startswith(".") or (beside / "config.json").exists() or (spec.gguf and beside.exists()):
-        spec = dataclasses.replace(spec, path=os.path.realpath(beside))
+        # Not the file itself: in the hub's cache it is a link to one whose name says nothing.
+        whole = os.path.join(os.path.realpath(beside.parent), beside.name) if spec.gguf else os.path.realpath(beside)
+        spec = dataclasses.replace(spec, path=whole)
     if spec.gguf:
         _check_gguf(spec, where)
     return spec
@@ -257,6 +312,10 @@ def _check_gguf(spec: ModelSpec, where: str) -> None:
     ):
         if getattr(spec, key) != usual:
             raise ConfigError(f"{key} does not go with a GGUF file, in {where}.", hint)
+    _check_layers(spec, where)
+
+
+def _check_layers(spec: ModelSpec, where: str) -> None:
     if spec.gpu_layers != "auto" and spec.gpu_layers < -1:
         raise ConfigError(
             f"gpu_layers: {spec.gpu_layers} of {where} is not known.", "Use auto, -1 for all, or a number."

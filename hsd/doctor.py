@@ -15,7 +15,8 @@ import psutil
 
 from hsd.config import default_path
 from hsd.errors import LoadError
-from hsd.loading.cache import hub_folder
+from hsd.loading.cache import copies_folder, hub_folder
+from hsd.loading.compressed import copies
 from hsd.loading.place import LIMIT, fast_bf16, gpus, read_gbps
 from hsd.paths import data_dir as data_folder
 from hsd.runtime.llama_cpp.library import library
@@ -89,6 +90,7 @@ def report(data_dir: str | os.PathLike[str] | None = None) -> dict[str, Any]:
         "disk": f"{machine.disk_free / 1e9:.1f} GB free",
         "models.yaml": str(default_path()),
         "model cache": str(hub_folder()),
+        "compressed": _compressed(),
         "downloads": "off (HF_HUB_OFFLINE)" if constants.HF_HUB_OFFLINE else "allowed",
     }
     if os.environ.get(LIMIT):
@@ -108,6 +110,12 @@ def _llama_cpp() -> str:
     devices = [f"{d.name}: {d.description}" if d.kind != "cpu" else used.instructions for d in used.devices]
     version = f" {used.version}" if used.version else ""
     return f"{used.found.origin}{version} ({'; '.join(devices) or 'no devices'})"
+
+
+def _compressed() -> str:
+    """Copies that were made as drafts, and where they lie."""
+    count, size = copies()
+    return f"{count} copies, {size / 1e9:.1f} GB, in {copies_folder()}: may be deleted" if count else "no copies"
 
 
 def examine(folder: os.PathLike[str] | str) -> Machine:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import fnmatch
 import functools
+import hashlib
 import mmap
 import re
 import struct
@@ -30,6 +31,8 @@ _BLOCKS = {
     **{23: (256, 136), 24: (1, 1), 25: (1, 2), 26: (1, 4), 27: (1, 8), 28: (1, 8), 29: (256, 56), 30: (1, 2)},
     **{34: (256, 54), 35: (256, 66), 39: (32, 17)},
 }
+_PADDING = ("[PAD", "<unused", "<|unused", "<pad")
+_BLOB = re.compile(r"sha256[-:][0-9a-f]{64}")
 _SPLIT = re.compile(r"^(?P<stem>.+)-(?P<part>\d{5})-of-(?P<count>\d{5})\.gguf$")
 
 
@@ -72,7 +75,7 @@ class Header:
                 self.tensors = self._read(_Cursor(data))
         except (OSError, ValueError) as error:
             raise LoadError(f"{path} cannot be read: {error}.", "Check the path.") from error
-        except (struct.error, IndexError, UnicodeDecodeError) as error:
+        except (struct.error, IndexError, UnicodeDecodeError, RecursionError) as error:
             raise LoadError(f"{path.name} is cut off or damaged in its header.", "Download it again.") from error
 
     def get(self, key: str, default: Any = None) -> Any:
@@ -96,6 +99,27 @@ class Header:
         with self.path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             return _Cursor(data, self._arrays[key]).array(keep=True)
 
+    def vocabulary(self, count: int | None = None) -> tuple[int, str]:
+        """How many tokens there are, without padding at the end, and a digest of the first `count`, or of all.
+
+        Two models agree on their first n tokens exactly if these digests are equal. Tokens are not decoded, so this
+        takes a tenth of the time of `array`.
+        """
+        key = "tokenizer.ggml.tokens"
+        if key not in self._arrays:
+            return 0, ""
+        with self.path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            cursor = _Cursor(data, self._arrays[key])
+            kind, entries = cursor.take("I"), cursor.take("Q")
+            if kind != _STRING or entries > _MOST:
+                return 0, ""
+            begin, ends = cursor.at, cursor.ends(entries)
+            starts = [begin, *ends]
+            while ends and is_padding(data[starts[len(ends) - 1] + 8 : ends[-1]].decode("utf-8", "replace")):
+                ends.pop()
+            used = len(ends) if count is None else min(count, len(ends))
+            return len(ends), hashlib.sha256(data[begin : ends[used - 1] if used else begin]).hexdigest()
+
     def _read(self, cursor: _Cursor) -> tuple[Tensor, ...]:
         if cursor.take("4s") != b"GGUF":
             raise LoadError(f"{self.path.name} is no GGUF file.", "Choose another.")
@@ -112,8 +136,7 @@ class Header:
             if kind == _ARRAY:
                 begin = cursor.at
                 self.values[key] = cursor.array(keep=False)
-                if isinstance(self.values[key], int):
-                    self._arrays[key] = begin
+                self._arrays[key] = begin
             else:
                 self.values[key] = cursor.value(kind)
         return tuple(self._tensor(cursor) for _ in range(tensors))
@@ -164,9 +187,29 @@ class _Cursor:
             return list(struct.unpack_from(form, self._data, begin)) if keep or count <= _LONG else int(count)
         if keep or count <= _LONG:
             return [self.array(keep) if kind == _ARRAY else self.value(kind) for _ in range(count)]
-        for _ in range(count):
-            self.at += 8 + struct.unpack_from("<Q", self._data, self.at)[0]
+        self.ends(count)
         return int(count)
+
+    def ends(self, count: int) -> list[int]:
+        """Passes over so many texts; where each of them ends. A header has hundreds of thousands."""
+        data, at, ends, size_at = self._data, self.at, [], struct.Struct("<Q").unpack_from
+        for _ in range(count):
+            at += 8 + size_at(data, at)[0]
+            ends.append(at)
+        if at > len(data):
+            raise struct.error("a text ends behind the file")
+        self.at = at
+        return ends
+
+
+def is_padding(token: str) -> bool:
+    """Whether a token only fills a vocabulary up: models of one series are filled to different lengths."""
+    return token.startswith(_PADDING)
+
+
+def is_gguf(name: str) -> bool:
+    """Whether a file's name says that it is a GGUF model: by its suffix, or as one of Ollama's, which have none."""
+    return name.lower().endswith(".gguf") or _BLOB.fullmatch(name) is not None
 
 
 @functools.lru_cache(maxsize=64)

@@ -7,14 +7,18 @@ import os
 import re
 import signal
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
+import models as tiny
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from chat_bench import fill
 from chat_browser import PHONE, ask, open_settings, ready, shoot, tab
 from chat_server import Server, serving
+from test_loading import tokenizer
+
+import hsd
+from hsd.bench.llama_cpp import write
 
 pytestmark = pytest.mark.browser
 
@@ -113,7 +117,16 @@ def test_presets_set_and_keep_settings(browser: Any, server: Server) -> None:
         page.get_by_role("option", name="my own").wait_for()
 
 
-def test_the_picker_says_what_fits_and_another_family_is_loaded(browser: Any, tmp_path: Path) -> None:
+def test_the_picker_says_what_fits_and_another_family_is_loaded(
+    browser: Any, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home, tmp_path = tmp_path_factory.mktemp("person"), tmp_path_factory.mktemp("data")
+    models = home / ".lmstudio" / "models" / "A publisher" / "Modell ä"
+    models.mkdir(parents=True)
+    write(tiny.model(seed=1, layers=1), models / "Modell ä-0.1B-Q8_0.gguf", "F32", tokenizer())
+    write(tiny.model(seed=2, layers=8), models / "Modell ä-0.4B-Q8_0.gguf", "F32", tokenizer())
+    (models / "mmproj-model.gguf").write_bytes(b"GGUF")
+    monkeypatch.setenv("HOME", str(home))
     (tmp_path / "models.yaml").write_text(PAIR)
     # A server of its own: the other tests are about the family that it starts with.
     with serving(tmp_path) as server, tab(browser, f"{server.address}#c=new") as page:
@@ -136,8 +149,20 @@ def test_the_picker_says_what_fits_and_another_family_is_loaded(browser: Any, tm
         page.wait_for_selector("#history .reply")
         assert "pair" in page.inner_text(".families summary")
         page.click(".families summary")
-        page.click(".offer[data-id=builtin]", timeout=60_000)
-        page.wait_for_function("document.querySelectorAll('#engine .ladder li').length === 5", timeout=60_000)
+        found = page.wait_for_selector(".found .offer", timeout=60_000)
+        assert "Modell ä-0.4B-Q8_0 (LM Studio)" in found.inner_text() and "Fits" in found.inner_text()
+        page.click(".found > details summary")
+        assert "mmproj-model.gguf" in page.inner_text(".found > details")
+        shoot(page, "families-found-light")
+        found.click()
+        page.wait_for_function("document.querySelector('#head').innerText.includes('Modell ä')", timeout=60_000)
+        ready(page)
+        ask(page, "hello")
+        kept = hsd.load_families(tmp_path / "models.yaml")["modell-ä-0.4b"]
+        assert kept.target_spec.path == str(models / "Modell ä-0.4B-Q8_0.gguf") and len(kept.models) == 2
+        page.click(".families summary")
+        page.wait_for_selector('.offer[data-action=family][data-id="modell-ä-0.4b"]', timeout=60_000)
+        assert page.locator(".found .offer").count() == 0, "what was chosen is offered once"
 
 
 def test_scrolling_up_stops_the_page_from_following_and_earlier_messages_come(browser: Any, server: Server) -> None:

@@ -91,7 +91,11 @@ def test_a_file_is_imported_and_what_cannot_be_done_is_a_sentence_on_the_tab(ses
     idle(session, conversation)
     shown = do.bring(click(action="import", text=session.exported(conversation, "json")[1]), REQUEST)
     assert tab.open not in (None, conversation) and shown[NAMES.index("temperature")] == 0.25
-    for wrong in (click(action="import", text="{}"), click(action="family", id="builtin")):
+    for wrong in (
+        click(action="import", text="{}"),
+        click(action="family", id="builtin"),
+        click(action="found", id="x"),
+    ):
         assert do.bring(wrong, REQUEST) == [gr.skip()] * (len(NAMES) + 1) and tab.problem
     do.turn(click(action="resend", id="nobody", text="x"), REQUEST, "", *VALUES)
     assert "not there any more" in tab.problem

@@ -16,11 +16,14 @@ from hsd import load_families
 from hsd.config import Family, find_family
 from hsd.loading.estimate import GB, Place, fit
 from hsd.loading.family import assemble
-from hsd.loading.shapes import counted, published
+from hsd.loading.shapes import counted, published, published_files
 
 ROOT = Path(__file__).parents[1]
 BUDGETS = (8, 12, 16, 24, 48, 80)
-PRESETS = {name: family for name, family in load_families(ROOT / "models.yaml").items() if name != "builtin"}
+FAMILIES = {name: family for name, family in load_families(ROOT / "models.yaml").items() if name != "builtin"}
+PRESETS = {name: family for name, family in FAMILIES.items() if not family.target_spec.gguf}
+GGUF = {name: family for name, family in FAMILIES.items() if family.target_spec.gguf}
+GGUF_BUDGETS = (4, 8, 16, 24, 48)
 
 TOKENS = {"qwen3": 151_669, "qwen2": 151_665, "llama": 128_256, "gemma3": 262_145, "gemma3_text": 262_145}
 """Tokens of each series' tokenizer. SmolLM2 is Llama-shaped, with 49,152."""
@@ -104,12 +107,12 @@ def test_every_series_has_a_ladder_for_every_budget():
             assert any(card(f, budget).fits for f in fitting), f"{series}: nothing for {budget} GB"
 
 
-def table() -> list[str]:
+def table(families: dict[str, Family], budgets: tuple[int, ...]) -> list[str]:
     """The rows of docs/models.md: what each preset is on each GPU."""
     rows = []
-    for name, family in PRESETS.items():
+    for name, family in families.items():
         cells = []
-        for budget in BUDGETS:
+        for budget in budgets:
             result = card(family, budget)
             chain = ">".join(m.name for m in result.models)
             shorter = f" ({result.context:,} tokens)" if result.context < family.context else ""
@@ -120,7 +123,7 @@ def table() -> list[str]:
 
 def test_the_table_of_the_documents_is_what_the_estimate_says():
     text = (ROOT / "docs" / "models.md").read_text(encoding="utf-8")
-    missing = [row for row in table() if row not in text]
+    missing = [row for row in (*table(PRESETS, BUDGETS), *table(GGUF, GGUF_BUDGETS)) if row not in text]
     assert not missing, "docs/models.md lacks these rows:\n" + "\n".join(missing)
 
 
@@ -145,3 +148,48 @@ def test_a_picture_token_that_drafts_lack_costs_the_family_that_token_alone():
     words = SimpleNamespace(get_vocab=Pictures().get_vocab, all_special_ids=[tiny.END], eos_token_id=tiny.END)
     loaded = assemble(family, {"small": small, "large": large}, words)
     assert list(loaded.models) == ["large"] and "vocabularies differ" in loaded.dropped[0].reason
+
+
+def test_every_gguf_preset_is_of_files_with_a_published_size_and_all_series_are_there():
+    models = {(m.path, m.file) for family in GGUF.values() for m in family.models}
+    assert models == {(path, entry["file"]) for path, entry in published_files().items()}
+    for series in ("qwen3-", "qwen2.5-coder-", "qwen3.5-", "llama3-", "gemma3-", "gemma4-", "smollm2-"):
+        assert any(name.startswith(series) for name in GGUF)
+    text = (ROOT / "docs" / "models.md").read_text(encoding="utf-8")
+    unnamed = [path for path, _ in models if f"https://huggingface.co/{path})" not in text]
+    assert not unnamed, f"docs/models.md does not say where these are published: {unnamed}"
+    for family in GGUF.values():
+        sizes = [published_files()[m.path]["bytes"] for m in family.models]
+        assert family.license and sizes == sorted(sizes), f"{family.name} is not listed cheapest first"
+
+
+@pytest.mark.parametrize("family", GGUF.values(), ids=GGUF)
+def test_the_stated_memory_of_a_gguf_preset_is_the_estimate_and_a_budget_that_is_named_fits(family: Family):
+    whole = fit(family, Place("a large GPU", "cuda", 1000 * GB, 1000 * GB))
+    assert family.memory_gb == pytest.approx(whole.needed_gb, abs=0.15) and not whole.dropped
+    # Keys and values are in float16, as large on every device.
+    files = sum(published_files()[m.path]["bytes"] for m in family.models) / GB
+    assert sum(m.weights_gb for m in whole.models) == pytest.approx(files)
+    assert whole.download_gb == pytest.approx(files)
+    said = re.search(r"GPUs of ([\d and]+) GB", family.title)
+    for budget in map(int, re.findall(r"\d+", said[1]) if said else []):
+        result = card(family, budget)
+        assert result.fits and result.context == family.context, result.verdict
+        assert len(result.models) > 1 or len(family.models) == 1, result.verdict
+
+
+def test_a_large_target_has_a_middle_draft_where_memory_allows():
+    for name, middle in (("qwen3-32b-gguf", "8b"), ("qwen2.5-coder-32b-gguf", "7b")):
+        result = card(GGUF[name], 48)
+        assert middle in {m.name for m in result.models} and len(result.models) == 4
+
+
+@pytest.mark.parametrize("path", [path for path, entry in published_files().items() if "of" in entry])
+def test_the_published_size_of_a_file_is_that_of_its_model(path: str):
+    entry = published_files()[path]
+    shape = counted(published()[entry["of"]])
+    assert shape is not None
+    bits = 8 * entry["bytes"] / shape.parameters
+    # Rows that 256 does not divide take more bits; Qwen2.5-Coder's small files hold the head a second time.
+    low, high = (8.4, 8.7) if "q8_0" in entry["file"].lower() else (4.6, 6.5)
+    assert low <= bits <= high * (1.3 if "Coder-0.5B" in path or "Coder-1.5B" in path else 1.0), bits

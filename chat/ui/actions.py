@@ -208,7 +208,9 @@ class Actions:
         tab, click = self._tab(request), Click.of(event)
         try:
             if click.action == "family":
-                return self._family(click.id)
+                return self._family(self.session.choose, click.id)
+            if click.action == "found":
+                return self._family(self.session.choose_found, click.id)
             if click.action == "import":
                 self._show(tab, self.session.imported(click.text, tab.visitor))
                 tab.shown, tab.undo = SHOWN, None
@@ -220,8 +222,8 @@ class Actions:
     def _unchanged(self) -> list[Any]:
         return [gr.skip()] * (len(NAMES) + 1)
 
-    def _family(self, name: str) -> list[Any]:
-        self.session.choose(name)
+    def _family(self, choose: Callable[[str], None], name: str) -> list[Any]:
+        choose(name)
         # A plan names levels, which are others in another family.
         return [*(self.session.default_plan if name == "plan" else gr.skip() for name in NAMES), gr.skip()]
 

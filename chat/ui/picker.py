@@ -9,7 +9,9 @@ import gradio as gr
 import hsd
 from chat.choosing import Offer
 from chat.session import Session
-from chat.ui.text import escape
+from chat.ui.text import escape, plural
+
+_MOST_REASONS = 20
 
 SLOW_SECONDS = 0.2
 """A token that takes longer is worth a warning: people read about five a second."""
@@ -32,11 +34,45 @@ def offered(session: Session) -> Callable[..., str]:
 
     def offered(_: object, request: gr.Request) -> str:
         try:
-            return "".join(_entry(offer) for offer in session.offers())
+            # What needs no download comes first.
+            return _found(session.found()) + "".join(_entry(offer) for offer in session.offers())
         except hsd.HsdError as error:
             return f'<p class="problem" role="alert">{escape(error)}</p>'
 
     return offered
+
+
+def _found(found: hsd.Found) -> str:
+    """The part of the list with models that other programs keep here; empty where there are none."""
+    if not found.families and not found.left_out:
+        return ""
+    entries = "".join(_found_entry(offered) for offered in found.families)
+    left_out = "".join(
+        f"<li><b>{escape(path.name)}</b> ({escape(program)}): {escape(why)}</li>"
+        for path, program, why in found.left_out[:_MOST_REASONS]
+    )
+    more = len(found.left_out) - _MOST_REASONS
+    left_out += f"<li>{more} more: <code>hsd families --found</code> names them all</li>" if more > 0 else ""
+    count = len(found.left_out)
+    why = f"{plural(count, 'file')} not used"
+    notes = "".join(f"<p>{escape(note)}</p>" for note in found.notes)
+    return (
+        f'<section class="found" aria-label="Found on this computer"><h3>Found on this computer</h3>{entries}'
+        f"{f'<details><summary>{why}</summary><ul>{left_out}</ul>{notes}</details>' if left_out else notes}</section>"
+    )
+
+
+def _found_entry(offered: hsd.FoundFamily) -> str:
+    family, fit = offered.family, offered.fit
+    chain = " → ".join(escape(model.name) for model in family.models)
+    size = f"{offered.size / 1e9:.1f} GB" if offered.size > 1e8 else f"{offered.size / 1e6:.1f} MB"
+    others = f", from {escape(' and '.join(offered.programs))}" if len(offered.programs) > 1 else ""
+    return (
+        '<div class="offered"><button type="button" class="offer fits" data-action="found" '
+        f'data-id="{escape(family.name)}"><b>{escape(family.title)}</b>'
+        f"<span>{chain} · {size} on disk{others}</span>"
+        f'<span class="room">{escape(_room(fit))}</span></button>{_why(fit)}</div>'
+    )
 
 
 def _entry(offer: Offer) -> str:

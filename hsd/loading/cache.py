@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import json
 import re
 from collections.abc import Collection
@@ -9,7 +11,9 @@ from pathlib import Path
 
 from hsd.builtin import WEIGHTS
 from hsd.config import ModelSpec
-from hsd.gguf import gguf_files, missing_parts
+from hsd.errors import LoadError
+from hsd.gguf import gguf_files, is_gguf, missing_parts, parts
+from hsd.paths import data_dir
 
 
 def hub_folder() -> Path:
@@ -29,7 +33,10 @@ def gguf_of(spec: ModelSpec) -> Path | None:
 
     A folder that holds one GGUF model and nothing else that is read here need not name it.
     """
-    if spec.path.lower().endswith(".gguf") or spec.path.startswith("builtin:"):
+    if spec.of is not None:
+        copy = copy_file(spec)
+        return copy if copy is not None and copy.is_file() else None
+    if is_gguf(Path(spec.path).name) or spec.path.startswith("builtin:"):
         file = local_folder(spec)
         return file if file.is_file() else None
     folder = local_folder(spec) if is_local(spec) else snapshot(spec)
@@ -42,8 +49,37 @@ def gguf_of(spec: ModelSpec) -> Path | None:
     return folder / found[0] if len(found) == 1 else None
 
 
+def source_of(spec: ModelSpec) -> ModelSpec:
+    """The model that a compressed copy is made of."""
+    return dataclasses.replace(spec, of=None, quantization="none")
+
+
+def copies_folder() -> Path:
+    """Where compressed copies lie; what is in it may be deleted, and is made again when it is wanted."""
+    return data_dir() / "copies"
+
+
+def copy_file(spec: ModelSpec) -> Path | None:
+    """Where the compressed copy of a model lies, or will lie; None where its source is not on this disk.
+
+    Its name says of which file it was made, by path, size and time: a source that has changed has another copy.
+    """
+    source = gguf_of(source_of(spec))
+    if source is None:
+        return None
+    try:
+        files = parts(source)
+        states = [(file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    except (LoadError, OSError):
+        return None
+    marks = (hashlib.sha256(str(said).encode("utf-8", "replace")).hexdigest()[:8] for said in (source, states))
+    return copies_folder() / f"{source.stem[:100]}-{spec.quantization}-{'-'.join(marks)}.gguf"
+
+
 def folder_of(spec: ModelSpec) -> Path | None:
     """The folder with a model's config.json, if there is one on this disk."""
+    if spec.of is not None:
+        return None
     folder = local_folder(spec) if is_local(spec) else snapshot(spec)
     return folder if folder is not None and (folder / "config.json").is_file() else None
 
@@ -86,6 +122,8 @@ def on_disk(spec: ModelSpec) -> bool:
     file = gguf_of(spec)
     if file is not None:
         return not missing_parts(file)
+    if spec.of is not None:
+        return on_disk(source_of(spec))
     folder = folder_of(spec)
     return folder is not None and not missing_files(folder)
 

@@ -52,18 +52,13 @@ def check_gguf(file: Path, tokenizer: Any) -> None:
         return  # a file of weights alone: its rows are compared with the target's later
     theirs = tokenizer.get_vocab()
     missing = sum(1 for place in theirs.values() if place >= len(mine))
-    different = sum(
-        1 for token, place in theirs.items() if place < len(mine) and mine[place] != token and not _padding(mine[place])
-    )
+    held = [(token, mine[place]) for token, place in theirs.items() if place < len(mine)]
+    different = sum(1 for token, own in held if own != token and not gguf.is_padding(own))
     if different or missing > len(theirs) // 100:
         raise LoadError(
             f"Left out: its tokens are not the target's ({different} ids are of other tokens, {missing} are missing).",
             "Models of one family must share a vocabulary.",
         )
-
-
-def _padding(token: str) -> bool:
-    return token.startswith(("[PAD", "<unused", "<|unused", "<pad"))
 
 
 def _layers_that_fit(used: Library, headers: list[gguf.Header], context: int) -> int:

@@ -214,7 +214,7 @@ def _fetch_large(spec: ModelSpec, commit: str, file: _File, blobs: Path, progres
     if whole.exists():
         return
     url = hf_hub_url(spec.path, file.name, revision=commit)
-    with _locked(_part(blobs, file), lambda: progress.say(f"waiting: another program downloads {file.name}")) as part:
+    with locked(_part(blobs, file), lambda: progress.say(f"waiting: another program downloads {file.name}")) as part:
         if whole.exists():
             return
         if part.tell() > file.size:
@@ -254,7 +254,7 @@ def _damaged(spec: ModelSpec, file: _File, why: str) -> LoadError:
 
 
 @contextlib.contextmanager
-def _locked(path: Path, waiting: Callable[[], None]) -> Iterator[Any]:
+def locked(path: Path, waiting: Callable[[], None]) -> Iterator[Any]:
     """A file to append to, held by one program at a time."""
     with path.open("a+b") as stream:
         said = False

@@ -14,7 +14,9 @@ import torch
 
 from hsd.config import Family, ModelSpec
 from hsd.errors import LoadError
+from hsd.gguf import is_gguf
 from hsd.loading.cache import damage
+from hsd.loading.compressed import compressed
 from hsd.loading.estimate import GB, LEAST_CONTEXT, fit, measured
 from hsd.loading.explain import readable
 from hsd.loading.family import Loaded, assemble
@@ -153,7 +155,7 @@ def _fetched(spec: ModelSpec, done: int, total: float, tell: Progress) -> Path:
 
     tell(LoadProgress(spec.name, f"looking for {spec.path}", done, total))
     with readable(spec):
-        folder = fetch(spec, told)
+        folder = fetch(spec, told) if spec.of is None else compressed(spec, told)
         if _is_gguf(folder):
             return folder
         if found := not_a_model(folder) or cannot_run(config_of(folder)):
@@ -178,7 +180,7 @@ def _read_gguf(
 
 
 def _is_gguf(file: Path) -> bool:
-    return file.suffix.lower() == ".gguf"
+    return file.is_file() and is_gguf(file.name)
 
 
 def _place(spec: ModelSpec, at: str, device: str, is_target: bool) -> str:

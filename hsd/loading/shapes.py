@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ import yaml
 from hsd import gguf
 from hsd.config import ModelSpec
 from hsd.errors import LoadError
-from hsd.loading.cache import folder_of, gguf_of
+from hsd.loading.cache import folder_of, gguf_of, source_of
 from hsd.loading.kinds import bitsandbytes_of, config_of, stored_bytes, unpacked_without_gpu
 
 # What transformers' configuration classes fill in where config.json is silent.
@@ -86,20 +87,29 @@ def stored_by(spec: ModelSpec) -> ModelSpec:
 
 
 def shape_of(spec: ModelSpec) -> Shape | None:
-    """A model's shape, from its folder or from what is published; None where neither says."""
+    """A model's shape, from its file or folder, or from what is published; None where neither says."""
     file = gguf_of(spec)
-    if file is not None:
-        try:
+    try:
+        if file is not None:
             return of_gguf([gguf.header(part) for part in gguf.parts(file)])
-        except LoadError:
-            return None  # loading it will say what is wrong with it
+        if spec.of is not None:
+            return _of_copy(spec)
+    except LoadError:
+        return None  # loading it will say what is wrong with it
     folder = folder_of(spec)
-    if folder is not None:
-        try:
-            config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-            return counted(config) or _by_files(config, folder)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            return None  # loading it will say what is wrong with it
+    if folder is None:
+        return _of_published(spec)
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        return counted(config) or _by_files(config, folder)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None  # loading it will say what is wrong with it
+
+
+def _of_published(spec: ModelSpec) -> Shape | None:
+    """The shape of a model that is not on this disk."""
+    if spec.file is not None:
+        return _published_gguf(spec)
     config = published().get(spec.path)
     return None if config is None else counted(config)
 
@@ -130,9 +140,108 @@ def of_gguf(headers: Sequence[gguf.Header]) -> Shape:
     )
 
 
+def _of_copy(spec: ModelSpec) -> Shape | None:
+    """The shape of a compressed copy that is not made yet. Raises LoadError where its source cannot be read."""
+    source = gguf_of(source_of(spec))
+    if source is None:
+        return None
+    headers = [gguf.header(part) for part in gguf.parts(source)]
+    shape = of_gguf(headers)
+    return dataclasses.replace(shape, stored=compressed_bytes(headers, spec.quantization) / max(shape.linear, 1))
+
+
+def compressed_bytes(headers: Sequence[gguf.Header], form: str) -> int:
+    """Bytes of the weights of a model that llama.cpp's quantizer writes in a format, about: it has further exceptions.
+
+    Args:
+        headers: of all files of the source.
+        form: one of `quantizer.FORMATS`.
+    """
+    usual, finer = _KINDS[form]
+    tensors = [tensor for header in headers for tensor in header.tensors]
+    head = "output.weight" if any(tensor.name == "output.weight" for tensor in tensors) else "token_embd.weight"
+    total = 0.0
+    for tensor in tensors:
+        if len(tensor.shape) < 2 or not tensor.name.endswith("weight") or "norm" in tensor.name:
+            total += tensor.size
+            continue
+        kind = usual
+        if tensor.name == head:
+            kind = usual if usual == "q8_0" else "q6_k"
+        elif re.search(r"attn_v|attn_qkv|ffn_down|attn_output", tensor.name):
+            kind = finer
+        if tensor.shape[0] % 256:
+            kind = _WITHOUT_256.get(kind, kind)
+        total += tensor.weights * _BITS[kind] / 8
+    return int(total)
+
+
+_BITS = {
+    **{"q2_k": 2.625, "q3_k": 3.4375, "q4_0": 4.5, "iq4_nl": 4.5, "iq4_xs": 4.25, "q4_k": 4.5, "q4_k+": 5.53},
+    **{"q5_0": 5.5, "q5_k": 5.5, "q5_1": 6.0, "q5_k+": 6.03, "q6_k": 6.5625, "q8_0": 8.5},
+}
+"""Bits per weight; with a + where every second layer is in q6_k."""
+
+_KINDS = {
+    **{"q2_k": ("q2_k", "q3_k"), "q3_k_s": ("q3_k", "q3_k"), "q3_k_m": ("q3_k", "q4_k"), "q3_k_l": ("q3_k", "q5_k")},
+    **{"q4_0": ("q4_0", "q4_0"), "q4_k_s": ("q4_k", "q4_k"), "q4_k_m": ("q4_k", "q4_k+"), "q5_k_s": ("q5_k", "q5_k")},
+    **{"q5_k_m": ("q5_k", "q5_k+"), "q6_k": ("q6_k", "q6_k"), "q8_0": ("q8_0", "q8_0")},
+    **{"iq4_nl": ("iq4_nl", "iq4_nl"), "iq4_xs": ("iq4_xs", "iq4_xs")},
+}
+"""Format -> how most matrices are stored, and those that the quantizer keeps finer."""
+
+_WITHOUT_256 = {
+    **{"q2_k": "q4_0", "q3_k": "q4_0", "q4_k": "q5_0", "q4_k+": "q5_0", "q5_k": "q5_1", "q5_k+": "q5_1"},
+    **{"q6_k": "q8_0", "iq4_xs": "iq4_nl"},
+}
+"""What stands in for a format whose blocks of 256 weights do not divide a row."""
+
+
 def _most(value: Any) -> int:
     """A number of a GGUF file, the largest where every layer has its own."""
     return max(map(int, value), default=0) if isinstance(value, list) else int(value)
+
+
+def _published_gguf(spec: ModelSpec) -> Shape | None:
+    """The shape of a GGUF file on the hub, by its published size and the model that it was made from."""
+    entry = published_files().get(spec.path)
+    if entry is None or entry["file"] != spec.file:
+        return None
+    config = published().get(entry.get("of", ""))
+    shape = _UNKNOWN if config is None else counted(config)
+    if shape is None:
+        return None
+    weights = shape.parameters or int(entry["parameters"])
+    return dataclasses.replace(
+        shape, embedding=0, head=0, other=0, vision=0, linear=weights, stored=entry["bytes"] / weights, cached=2
+    )
+
+
+_UNKNOWN = Shape(
+    embedding=0,
+    head=0,
+    linear=0,
+    rows=0,
+    other=0,
+    vision=0,
+    layers=0,
+    heads=0,
+    kv_heads=0,
+    head_dim=0,
+    hidden=0,
+    intermediate=0,
+    vocab=262_144,  # about what they have; it decides the memory of logits
+    positions=0,
+    exact=False,
+)
+"""Where only the size of a file is known: its cache counts when it is on this disk."""
+
+
+@functools.cache
+def published_files() -> dict[str, dict[str, Any]]:
+    """GGUF repository on the hub -> `file`, its `bytes`, and `of`, the model that it was made from, or `parameters`."""
+    data = yaml.safe_load((Path(__file__).parent / "published.yaml").read_text(encoding="utf-8"))
+    return dict(data["gguf"])
 
 
 @functools.cache

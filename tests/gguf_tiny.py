@@ -111,7 +111,7 @@ KINDS: dict[str, tuple[str, Any, Mapping[str, Any]]] = {
 """Kind -> llama.cpp's name, layers and tensors, settings beside the common ones."""
 
 
-def write(kind: str, path: Path, tokenizer: Any, seed: int = 0, noise: float = 0.0) -> None:
+def write(kind: str, path: Path, tokenizer: Any, seed: int = 0, noise: float = 0.0, positions: int = 512) -> None:
     """Writes a model.
 
     Args:
@@ -120,6 +120,7 @@ def write(kind: str, path: Path, tokenizer: Any, seed: int = 0, noise: float = 0
         tokenizer: a fast tokenizer, which goes into the file.
         seed: of the weights.
         noise: how far the weights are from those of the same seed, as a part of their size.
+        positions: longest text that it says it was made for.
     """
     import gguf
 
@@ -130,7 +131,7 @@ def write(kind: str, path: Path, tokenizer: Any, seed: int = 0, noise: float = 0
     writer = gguf.GGUFWriter(str(path), name)
     writer.add_tokenizer_model("no_vocab")
     vocab = max(tokenizer.get_vocab().values()) + 1
-    common = {"vocab_size": vocab, "context_length": 512, "embedding_length": WIDE, "block_count": layers}
+    common = {"vocab_size": vocab, "context_length": positions, "embedding_length": WIDE, "block_count": layers}
     common |= {"feed_forward_length": INNER, "attention.head_count": HEADS, "attention.head_count_kv": KV_HEADS}
     common |= {"attention.key_length": HEAD, "attention.value_length": HEAD, "rope.dimension_count": HEAD}
     for key, value in {**common, **settings}.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,14 @@ def _experts() -> tuple[int, Shapes]:
         shapes |= {f"{at}.ffn_norm.weight": (WIDE,), f"{at}.ffn_gate_inp.weight": (4, WIDE)}
         shapes |= {f"{at}.ffn_{part}_exps.weight": (4, INNER, WIDE) for part in ("gate", "up")}
         shapes[f"{at}.ffn_down_exps.weight"] = (4, WIDE, INNER)
+    return 2, shapes
+
+
+def _plain() -> tuple[int, Shapes]:
+    """Qwen 3 as it is."""
+    shapes: Shapes = {}
+    for at in ("blk.0", "blk.1"):
+        shapes |= _attention(at) | _dense(at) | {f"{at}.ffn_norm.weight": (WIDE,)}
     return 2, shapes
 
 
@@ -102,6 +111,7 @@ def _window() -> tuple[int, Shapes]:
 
 
 _SSM = {"ssm.conv_kernel": 4, "ssm.inner_size": 32, "ssm.state_size": 16, "ssm.time_step_rank": 2, "ssm.group_count": 1}
+_DENSE = ("qwen3", _plain, dict[str, Any]())
 KINDS: dict[str, tuple[str, Any, Mapping[str, Any]]] = {
     "experts": ("qwen3moe", _experts, {"expert_count": 4, "expert_used_count": 2, "expert_feed_forward_length": INNER}),
     "recurrent": ("mamba", _recurrent, {**_SSM, "ssm.inner_size": 2 * WIDE, "ssm.state_size": 8}),
@@ -115,7 +125,7 @@ def write(kind: str, path: Path, tokenizer: Any, seed: int = 0, noise: float = 0
     """Writes a model.
 
     Args:
-        kind: one of `KINDS`.
+        kind: one of `KINDS`, or "dense".
         path: the file.
         tokenizer: a fast tokenizer, which goes into the file.
         seed: of the weights.
@@ -126,10 +136,10 @@ def write(kind: str, path: Path, tokenizer: Any, seed: int = 0, noise: float = 0
 
     from hsd.bench.llama_cpp import add_tokenizer
 
-    name, build, settings = KINDS[kind]
+    name, build, settings = _DENSE if kind == "dense" else KINDS[kind]
     layers, shapes = build()
     writer = gguf.GGUFWriter(str(path), name)
-    writer.add_tokenizer_model("no_vocab")
+    writer.add_tokenizer_model("gpt2" if kind == "dense" else "no_vocab")
     vocab = max(tokenizer.get_vocab().values()) + 1
     common = {"vocab_size": vocab, "context_length": positions, "embedding_length": WIDE, "block_count": layers}
     common |= {"feed_forward_length": INNER, "attention.head_count": HEADS, "attention.head_count_kv": KV_HEADS}
@@ -139,7 +149,10 @@ def write(kind: str, path: Path, tokenizer: Any, seed: int = 0, noise: float = 0
         add(f"{name}.{key}", value)
     writer.add_float32(f"{name}.attention.layer_norm_rms_epsilon", 1e-6)
     writer.add_float32(f"{name}.rope.freq_base", 10000.0)
-    add_tokenizer(writer, tokenizer)
+    if kind == "dense":
+        _byte_level(writer, tokenizer)
+    else:
+        add_tokenizer(writer, tokenizer)
     shapes |= {"token_embd.weight": (vocab, WIDE), "output.weight": (vocab, WIDE), "output_norm.weight": (WIDE,)}
     weights, other = np.random.default_rng(seed), np.random.default_rng(seed + 1000)
     for tensor, shape in shapes.items():
@@ -149,6 +162,50 @@ def write(kind: str, path: Path, tokenizer: Any, seed: int = 0, noise: float = 0
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+
+
+def byte_level() -> Any:
+    """A tokenizer like Qwen's: bytes, merges, splitting by its rule, control tokens."""
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    rule = (
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
+        r"|\s+(?!\S)|\s+"
+    )
+    made = Tokenizer(models.BPE())
+    made.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Split(Regex(rule), "isolated"), pre_tokenizers.ByteLevel(False, use_regex=False)]
+    )
+    made.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=600, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+    )
+    made.train_from_iterator(
+        [Path(__file__).read_text(encoding="utf-8"), "die schönen Wörter über Bäume 你好 你好"], trainer
+    )
+    used = PreTrainedTokenizerFast(tokenizer_object=made, eos_token="<|im_end|>", bos_token="<|endoftext|>")
+    used.add_special_tokens({"additional_special_tokens": ["<|im_start|>"]})
+    used.chat_template = (
+        "{% if tools %}<|im_start|>tools\n{% for t in tools %}{{ t | tojson }}\n{% endfor %}<|im_end|>\n{% endif %}"
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    return used
+
+
+def _byte_level(writer: Any, tokenizer: Any) -> None:
+    merges = json.loads(tokenizer.backend_tokenizer.to_str())["model"]["merges"]
+    tokens = [token for token, _ in sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])]
+    special = set(tokenizer.all_special_ids)
+    writer.add_tokenizer_pre("qwen2")
+    writer.add_token_list(tokens)
+    writer.add_token_types([3 if at in special else 1 for at in range(len(tokens))])
+    writer.add_token_merges([" ".join(pair) for pair in merges])
+    writer.add_bos_token_id(tokenizer.bos_token_id)
+    writer.add_eos_token_id(tokenizer.eos_token_id)
+    writer.add_add_bos_token(False)
+    writer.add_chat_template(tokenizer.chat_template)
 
 
 def _values(name: str, shape: tuple[int, ...], random: np.random.Generator) -> np.ndarray:

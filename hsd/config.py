@@ -50,6 +50,7 @@ class ModelSpec:
         trust_remote_code: run Python code that comes with the model; off unless set.
         of: name of the GGUF model of the family that this one is a compressed copy of; its path is that model's.
         gpu_layers: of a GGUF model, how many layers go to the GPU: "auto" as many as fit, a number, -1 for all.
+        exact: of a GGUF model, whether its rows must not depend on the width of a pass.
     """
 
     name: str
@@ -62,6 +63,7 @@ class ModelSpec:
     trust_remote_code: bool = False
     of: str | None = None
     gpu_layers: int | Literal["auto"] = "auto"
+    exact: bool = False
 
     @property
     def gguf(self) -> bool:
@@ -84,6 +86,7 @@ class Family:
         license: licence of the weights, in words.
         memory_gb: memory the whole family wants, for people; 0 where nobody has said.
         examples: prompts to start with.
+        llama_cpp: the file's folder with a build of llama.cpp; empty where it names none.
     """
 
     name: str
@@ -96,6 +99,7 @@ class Family:
     license: str = ""
     memory_gb: float = 0.0
     examples: tuple[str, ...] = ()
+    llama_cpp: str = ""
 
     @property
     def target_spec(self) -> ModelSpec:
@@ -146,8 +150,12 @@ def load_families(path: str | os.PathLike[str] | None = None) -> dict[str, Famil
     data = _parsed(_text(file), file)
     if not isinstance(data, dict) or not isinstance(data.get("families"), dict) or not data["families"]:
         raise ConfigError(f"{file} holds no families.", "It must begin with 'families:' and name at least one.")
-    _no_unknown(data, {"families"}, str(file))
-    return {str(name): _family(str(name), value, file) for name, value in data["families"].items()}
+    _no_unknown(data, {"families", "llama_cpp"}, str(file))
+    folder = _checked(data.get("llama_cpp", ""), str, "llama_cpp", str(file))
+    if folder.startswith("."):  # meant beside the file, as paths of models are
+        folder = os.path.realpath(file.parent / folder)
+    families = {str(name): _family(str(name), value, file) for name, value in data["families"].items()}
+    return {name: dataclasses.replace(family, llama_cpp=folder) for name, family in families.items()}
 
 
 def _text(file: Path) -> str:

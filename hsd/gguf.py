@@ -75,7 +75,7 @@ class Header:
                 self.tensors = self._read(_Cursor(data))
         except (OSError, ValueError) as error:
             raise LoadError(f"{path} cannot be read: {error}.", "Check the path.") from error
-        except (struct.error, IndexError, UnicodeDecodeError, RecursionError) as error:
+        except (struct.error, IndexError, UnicodeDecodeError, OverflowError, MemoryError, RecursionError) as error:
             raise LoadError(f"{path.name} is cut off or damaged in its header.", "Download it again.") from error
 
     def get(self, key: str, default: Any = None) -> Any:

@@ -58,6 +58,7 @@ def fit(family: Family) -> dict[str, Any]:
         "target": family.target,
         "models": [m.name for m in family.models],
         "context": family.context,
+        "exact": [m.name for m in family.models if m.exact],
         "license": family.license,
         "missing": missing,
         "on_disk": "on disk" if not missing else f"to download: {', '.join(missing)}{download}",

@@ -220,7 +220,7 @@ class Prompts:
             left_out = left_out or (text, turns)
         if left_out:
             return left_out
-        said = (str(first).strip() or repr(first)).splitlines()[0]
+        said = (str(first).strip() or repr(first)).splitlines()[0].rstrip(".")
         raise PromptError(
             f"The model's chat template refuses this conversation: {said}.",
             "Let user and assistant take turns, and check the system message.",

@@ -339,6 +339,7 @@ class FamilyInfo:
         thinking: whether its chat template takes `SamplingParams.thinking`.
         backend: where the weights come from, how they are stored, what they compute in, and by which steps, per model.
             It changes when faster steps are adopted.
+        exact: GGUF model -> whether its rows do not depend on how many tokens a pass reads; False: they may.
     """
 
     name: str
@@ -353,3 +354,4 @@ class FamilyInfo:
     memory: MemoryFit | None = None
     thinking: bool = False
     backend: str = ""
+    exact: Mapping[str, bool] = field(default_factory=dict)

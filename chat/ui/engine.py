@@ -105,10 +105,13 @@ def _rung(name: str, info: hsd.FamilyInfo, level: Mapping[str, Any] | None, used
     if name == LOOKUP:
         size = "repeats what was said before"
     role = "target" if name == info.target else ""
+    rows = ""
+    if role and name in info.exact:
+        rows = "exact rows" if info.exact[name] else "may differ at near-ties"
     state = "used" if used else "unused"
     return (
         f'<li class="{state} tone-{known.get(name, "grey")}"><span class="{look(name, known)}">{escape(name)}</span>'
-        f'<span class="quiet">{escape(" · ".join(part for part in (role, size) if part))}</span>'
+        f'<span class="quiet">{escape(" · ".join(part for part in (role, size, rows) if part))}</span>'
         f"{_share(name, level, role)}</li>"
     )
 

@@ -56,7 +56,7 @@ def write(model: Any, path: Path, form: str, tokenizer: Any = None) -> None:
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_rope_freq_base((getattr(config, "rope_parameters", None) or {}).get("rope_theta", 10000.0))
     if tokenizer is not None:
-        _add_tokenizer(writer, tokenizer)
+        add_tokenizer(writer, tokenizer)
     for name, tensor in _tensors(model.state_dict(), heads, kv_heads):
         kind = gguf.GGMLQuantizationType[form if tensor.ndim > 1 else "F32"]
         writer.add_tensor(name, gguf.quants.quantize(tensor, kind), raw_dtype=kind)
@@ -66,7 +66,7 @@ def write(model: Any, path: Path, form: str, tokenizer: Any = None) -> None:
     writer.close()
 
 
-def _add_tokenizer(writer: Any, tokenizer: Any) -> None:
+def add_tokenizer(writer: Any, tokenizer: Any) -> None:
     """In the form of the `tokenizers` library: llama.cpp knows rules of splitting by name, and has none for ours."""
     tokens = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
     writer.add_token_list([token for token, _ in tokens])

@@ -11,6 +11,7 @@ from hsd.errors import ConfigError, LoadError
 from hsd.marks import Marks, Tokenizer, thinks
 from hsd.memory import MemoryFit
 from hsd.runtime import LanguageModel, wrap
+from hsd.runtime.base import MAX_WIDTH
 from hsd.runtime.llama_cpp.model import LlamaCppModel
 from hsd.runtime.rope import reads_anew, switch_length
 from hsd.types import LOOKUP, Dropped, FamilyInfo, check_name
@@ -85,6 +86,7 @@ class Loaded:
             memory=self.memory,
             thinking=thinks(self.tokenizer),
             backend=self.backend,
+            exact={name: m.exact for name, m in self.models.items() if isinstance(m, LlamaCppModel)},
         )
 
 
@@ -152,7 +154,8 @@ def assemble(
             reason = _unusable(name, models[name], context, vocab)
             if reason is None:
                 model = wrap(name, models[name], context)
-                if model.cuttable:
+                within = isinstance(model, LlamaCppModel) and model.states  # a draft is cut back over several passes
+                if model.cuttable and not within:
                     wrapped[name] = model
                     continue
                 reason = "its cache cannot be cut back after a rejection (a recurrent or hybrid model)"
@@ -188,12 +191,27 @@ def _notes(family: Family, context: int, target: LanguageModel, model: Any) -> t
         notes.append(
             f"'{target.name}' decodes plainly: its cache cannot be cut back after a rejection, so drafts cannot help."
         )
+    if isinstance(target, LlamaCppModel):
+        notes.append(_rounding(target))
     if target.single:
         notes.append(
             f"'{target.name}' reads what is behind its cache token by token, because wider passes would ignore the "
             "text before: long prompts take a while."
         )
     return tuple(notes)
+
+
+def _rounding(target: LlamaCppModel) -> str:
+    """What is known of a GGUF target's rows in passes over several tokens, in words."""
+    if not target.exact:
+        return (
+            f"Where two tokens are nearly as likely, '{target.name}' may choose another one with drafts than without: "
+            "a pass over several tokens can round differently. With 'exact: true' it does not."
+        )
+    if target.widest == 1:
+        return f"'{target.name}' verifies drafts token by token, because wider passes round differently: no draft pays."
+    most = f", in passes over at most {target.widest} tokens" if target.widest < MAX_WIDTH else ""
+    return f"'{target.name}' gives the same rows with and without drafts{most}."
 
 
 def _shared_vocab(

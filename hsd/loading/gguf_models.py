@@ -10,30 +10,46 @@ from hsd import gguf
 from hsd.config import ModelSpec
 from hsd.errors import LoadError
 from hsd.loading.shapes import of_gguf
+from hsd.paths import data_dir
 from hsd.runtime.llama_cpp.library import Library, library
 from hsd.runtime.llama_cpp.model import LlamaCppModel
 from hsd.runtime.llama_cpp.tokenizer import tokenizer_of
+from hsd.runtime.llama_cpp.trial import passed
 
 _ROOM = 0.9
 """Part of a GPU's free memory that layers and their cache may take; the rest is the library's work."""
 
 
-def read_gguf(spec: ModelSpec, file: Path, context: int, share: Callable[[float], None]) -> LlamaCppModel:
-    """A GGUF model in memory.
+TRIED = "gguf-tried.json"
+"""In the data folder: GGUF files that llama.cpp has loaded once, so that they are not tried again."""
+
+
+def read_gguf(
+    spec: ModelSpec, file: Path, context: int, share: Callable[[float], None], folder: str = ""
+) -> LlamaCppModel:
+    """A GGUF model in memory. A file that was never loaded is tried in a process of its own first.
 
     Args:
         spec: which, and how many layers go to the GPU.
         file: the first of its files.
         context: longest sequence in tokens.
         share: told how far the reading is, 0 to 1.
+        folder: where `models.yaml` says that llama.cpp is; empty where it says nothing.
 
     Raises:
         LoadError: the library is missing or refuses it, or a part of it is missing.
     """
     headers = [gguf.header(part) for part in gguf.parts(file)]
-    used = library()
+    used = library(folder or None)
     layers = spec.gpu_layers if spec.gpu_layers != "auto" else _layers_that_fit(used, headers, context)
-    return LlamaCppModel(spec.name, file, context, used, layers, share)
+    if not spec.path.startswith("builtin:"):
+        why = passed(file, layers, used, data_dir() / TRIED)
+        if why:
+            hint = "Download the file again, or install a newer llama.cpp."
+            if layers and any(word in why.lower() for word in ("memory", "alloc")):
+                hint = "Set a smaller number of 'gpu_layers', or 0."
+            raise LoadError(f"llama.cpp cannot load {file.name}: {why}.", hint)
+    return LlamaCppModel(spec.name, file, context, used, layers, share, spec.exact)
 
 
 def gguf_tokenizer(model: LlamaCppModel) -> Any:

@@ -126,7 +126,7 @@ def _load(family: Family, device: str, dtype: str | None, tell: Progress) -> Loa
         try:
             file = folders[spec.name]
             if _is_gguf(file):
-                model, tokenizer = _read_gguf(spec, file, family.context, tokenizer, share)
+                model, tokenizer = _read_gguf(spec, file, family, tokenizer, share)
             else:
                 if spec is not target:
                     check_tokenizer(spec, tokenizer, file)
@@ -158,6 +158,11 @@ def _fetched(spec: ModelSpec, done: int, total: float, tell: Progress) -> Path:
         folder = fetch(spec, told) if spec.of is None else compressed(spec, told)
         if _is_gguf(folder):
             return folder
+        if spec.exact:
+            raise LoadError(
+                f"'{spec.name}' is no GGUF model, and 'exact: true' goes with those alone.",
+                "Leave it out; with 'dtype: float32' rows differ least.",
+            )
         if found := not_a_model(folder) or cannot_run(config_of(folder)):
             raise refused(spec.name, spec.path, found)
         wrong = damage(folder)
@@ -170,12 +175,12 @@ def _fetched(spec: ModelSpec, done: int, total: float, tell: Progress) -> Path:
 
 
 def _read_gguf(
-    spec: ModelSpec, file: Path, context: int, tokenizer: Any, share: Callable[[float], None]
+    spec: ModelSpec, file: Path, family: Family, tokenizer: Any, share: Callable[[float], None]
 ) -> tuple[Any, Any]:
     """A GGUF model and the family's tokenizer: the given one, which a draft is held to, or the target's own."""
     if tokenizer is not None:
         check_gguf(file, tokenizer)
-    model = read_gguf(spec, file, context, share)
+    model = read_gguf(spec, file, family.context, share, family.llama_cpp)
     return model, tokenizer or gguf_tokenizer(model)
 
 

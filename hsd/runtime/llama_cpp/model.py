@@ -23,7 +23,7 @@ from torch import Tensor
 
 from hsd.errors import LoadError, ModelError
 from hsd.runtime.base import MAX_WIDTH, PREFILL_WIDTH
-from hsd.runtime.llama_cpp.library import ABORT, INSTALL, PROGRESS, Library
+from hsd.runtime.llama_cpp.library import ABORT, INSTALL, N_GPU_LAYERS, PROGRESS, Library, Parameters
 
 _SEQUENCE = 0
 _WIDEST = max(MAX_WIDTH, PREFILL_WIDTH)
@@ -31,8 +31,12 @@ _ABORTED = 2  # llama_decode: the abort callback said so
 _TRIES = 5  # passes by which a number of threads is measured
 
 # Offsets in bytes of the fields that are written, all at the head of the structs.
-_N_GPU_LAYERS, _PROGRESS = 16, 40
+_PROGRESS = 40
 _N_CTX, _N_BATCH, _N_UBATCH, _N_RS_SEQ = 0, 4, 8, 16
+# Further back, written only where `_knows_attention` recognises the layout.
+_FLASH_ATTENTION, _TYPE_K, _TYPE_V = 52, 104, 108
+_BFLOAT16 = 30  # ggml_type
+_CACHED = (0, 300)  # tokens behind which rows are compared: from 256 on attention is divided otherwise
 
 
 class LlamaCache:
@@ -41,6 +45,7 @@ class LlamaCache:
     def __init__(self, model: LlamaCppModel) -> None:
         self._model = model
         self.length = 0
+        self.floor = 0  # of a model with states: the shortest length that its cache can be cut to without reading again
         self.saved: np.ndarray | None = None
 
     @property
@@ -70,6 +75,12 @@ class LlamaCppModel:
         library: see `library.library`.
         gpu_layers: layers on the GPU; -1 is all of them.
         share: told which part has been read, 0 to 1.
+        exact: rows of logits must not depend on how many tokens a pass reads.
+
+    Attributes:
+        states: some of its layers keep a state in the place of keys and values (a recurrent or hybrid model). Such a
+                cache can be cut within the last pass, or not at all.
+        widest: most tokens of a pass that verifies; where rows must be exact, the most for which they were.
 
     Raises:
         LoadError: the library refuses the file.
@@ -86,6 +97,7 @@ class LlamaCppModel:
         library: Library,
         gpu_layers: int = 0,
         share: Callable[[float], None] = lambda _: None,
+        exact: bool = False,
     ) -> None:
         self.name, self.path = name, path
         self._lib = library
@@ -98,9 +110,10 @@ class LlamaCppModel:
         self.trained_context: int = library.llama_model_n_ctx_train(self._model)
         self.parameters: int = library.llama_model_n_params(self._model)
         self.weight_bytes: int = library.llama_model_size(self._model)
-        self.gpu_layers = gpu_layers
+        self.gpu_layers, self.exact, self.widest = gpu_layers, exact, _WIDEST
         self.dtype = self._described()
         self.context = min(context, self.trained_context) if self.trained_context > 0 else context
+        self.states, self._window = self._keeps_states(), library.llama_model_n_swa(self._model) > 0
         self._context = self._make_context()
         self._close_context = weakref.finalize(self, library.llama_free, self._context)
         self._close_context.atexit = self._close.atexit = False  # the library's own end comes in no known order
@@ -111,17 +124,24 @@ class LlamaCppModel:
         self.threads = self._choose_threads()
         self.bytes_per_token = self._measure_bytes()
         self.cuttable = self._can_cut()
+        if exact:
+            self.widest = self._equal_width()
+            # States are kept of the last pass alone, and a block would be read in several.
+            self.cuttable = self.cuttable and not (self.states and self.widest < MAX_WIDTH)
 
     @property
     def kind(self) -> str:
         on = "cpu" if not self.gpu_layers else "gpu" if self.gpu_layers < 0 else f"gpu{self.gpu_layers}"
-        return f"llama.cpp-{self._lib.found.origin}-{self._lib.version}-{on}-{self.threads}"
+        exact = f"-exact{min(self.widest, MAX_WIDTH)}" if self.exact else ""
+        return f"llama.cpp-{self._lib.found.origin}-{self._lib.version}-{on}-{self.threads}{exact}"
 
     def new_cache(self) -> LlamaCache:
         return LlamaCache(self)
 
     def forward(self, ids: Sequence[int], cache: LlamaCache, last: int) -> Tensor:
         """See `LanguageModel.forward`."""
+        if last and len(ids) > self.widest:
+            return self._in_pieces(ids, cache, last)
         self._bring(cache)
         width, lib = len(ids), self._lib
         if cache.length + width > self.context:
@@ -139,6 +159,8 @@ class LlamaCppModel:
             if status == _ABORTED:
                 return torch.empty((0, self.vocab))
             raise ModelError(self.name, f"llama.cpp failed ({status}): {lib.said() or 'it said nothing'}.")
+        # States are kept of the tokens of the last pass alone.
+        cache.floor = cache.length + 1
         cache.length += width
         if not last:
             # Otherwise the time of the pass would be that of the next one.
@@ -147,6 +169,15 @@ class LlamaCppModel:
         begin = lib.llama_get_logits_ith(self._context, width - last)
         kind = ctypes.c_float * (last * self.vocab)
         return torch.from_numpy(np.ctypeslib.as_array(kind.from_address(begin)).reshape(last, self.vocab))
+
+    def _in_pieces(self, ids: Sequence[int], cache: LlamaCache, last: int) -> Tensor:
+        """The same in passes over at most `widest` tokens."""
+        rows = [torch.empty((0, self.vocab))]
+        for begin in range(0, len(ids), self.widest):
+            piece = ids[begin : begin + self.widest]
+            wanted = max(0, min(len(piece), begin + len(piece) - (len(ids) - last)))
+            rows.append(self.forward(piece, cache, wanted).clone())
+        return torch.cat(rows)
 
     def prefill(self, ids: Sequence[int], cache: LlamaCache, stop: Callable[[], bool]) -> bool:
         """Reads a piece of a prompt; `stop` is asked inside the pass, on processors. False if it stopped."""
@@ -163,22 +194,30 @@ class LlamaCppModel:
     def cut(self, cache: LlamaCache, length: int) -> int:
         """Keeps the first `length` tokens of a cache; how many it holds then: none where this cannot be."""
         self._bring(cache)
-        if not length or not self.cuttable:
+        # Further back the library says yes, and goes on from a wrong state.
+        lost = self.states and length < cache.floor
+        if not length or lost or not self.cuttable:
             self._lib.llama_memory_clear(self._memory, True)
             return 0
         if not self._lib.llama_memory_seq_rm(self._memory, _SEQUENCE, length, -1):
             self._lib.llama_memory_clear(self._memory, True)
             return 0
+        cache.floor = length  # one cut per pass
         return length
 
     def save(self, cache: LlamaCache) -> np.ndarray:
         """What a cache in the context holds, as bytes."""
-        size = self._lib.llama_state_seq_get_size(self._context, _SEQUENCE)
+        lib, context = self._lib, self._context
+        # Of a sequence the library leaves out what lies before the sliding window, and then it cannot be cut any more.
+        size = lib.llama_state_get_size(context) if self._window else lib.llama_state_seq_get_size(context, _SEQUENCE)
         data = np.empty(size, dtype=np.uint8)
-        wrote = self._lib.llama_state_seq_get_data(self._context, data.ctypes.data, size, _SEQUENCE)
-        if wrote != size:
+        if self._window:
+            wrote = lib.llama_state_get_data(context, data.ctypes.data, size)
+        else:
+            wrote = lib.llama_state_seq_get_data(context, data.ctypes.data, size, _SEQUENCE)
+        if not 0 < wrote <= size:
             raise ModelError(self.name, "llama.cpp did not save a conversation.")
-        return data
+        return data[:wrote]
 
     # Which cache lies in the context
 
@@ -196,9 +235,13 @@ class LlamaCppModel:
         self._lib.llama_memory_clear(self._memory, True)
         self._owner = weakref.ref(cache)
         saved, cache.saved = cache.saved, None
+        cache.floor = cache.length
         if saved is None:
             return
-        read = self._lib.llama_state_seq_set_data(self._context, saved.ctypes.data, saved.nbytes, _SEQUENCE)
+        if self._window:
+            read = self._lib.llama_state_set_data(self._context, saved.ctypes.data, saved.nbytes)
+        else:
+            read = self._lib.llama_state_seq_set_data(self._context, saved.ctypes.data, saved.nbytes, _SEQUENCE)
         if read != saved.nbytes:
             self._lib.llama_memory_clear(self._memory, True)
             cache.length = 0
@@ -207,7 +250,7 @@ class LlamaCppModel:
     def _undo(self, cache: LlamaCache) -> None:
         """After a pass that did not end: what it has written is taken out."""
         before = cache.length
-        if not before or not self._lib.llama_memory_seq_rm(self._memory, _SEQUENCE, before, -1):
+        if not before or self.states or not self._lib.llama_memory_seq_rm(self._memory, _SEQUENCE, before, -1):
             self._lib.llama_memory_clear(self._memory, True)
             cache.length = 0
 
@@ -222,7 +265,7 @@ class LlamaCppModel:
                 f"The library of {lib.found.origin} has parameters of models that this program does not know.",
                 f"Try: {INSTALL}",
             )
-        parameters.write("i", _N_GPU_LAYERS, gpu_layers if gpu_layers >= 0 else 1 << 20)
+        parameters.write("i", N_GPU_LAYERS, gpu_layers if gpu_layers >= 0 else 1 << 20)
 
         def told(part: float, _: Any) -> bool:
             share(part)
@@ -247,8 +290,12 @@ class LlamaCppModel:
         parameters = lib.llama_context_default_params()
         for offset, value in ((_N_CTX, self.context), (_N_BATCH, _WIDEST), (_N_UBATCH, _WIDEST)):
             parameters.write("I", offset, value)
-        if self._recurrent and lib.rewinds_states:
+        if self.states and lib.rewinds_states:
             parameters.write("I", _N_RS_SEQ, MAX_WIDTH + 1)
+        if self.exact and self._knows_attention(parameters):
+            # With keys and values of 16-bit floats a pass over one token adds up long texts in another order.
+            for offset, value in ((_FLASH_ATTENTION, 1), (_TYPE_K, _BFLOAT16), (_TYPE_V, _BFLOAT16)):
+                parameters.write("i", offset, value)
         context = lib.llama_init_from_model(self._model, parameters)
         if not context:
             raise LoadError(
@@ -257,9 +304,45 @@ class LlamaCppModel:
             )
         return int(context)
 
-    @property
-    def _recurrent(self) -> bool:
-        """Whether some of its layers keep a state in the place of keys and values."""
+    def _knows_attention(self, parameters: Parameters) -> bool:
+        """Whether the fields for flash attention and the types of keys and values are where they are written.
+
+        Around them stand four enumerations of "as the model says" (-1), five factors of -1.0, and twice float16 (1).
+        """
+        words, unset, minus = parameters.words(28), 0xFFFFFFFF, 0xBF800000
+        return (
+            self._lib.rewinds_states
+            and words[10:14] == (unset,) * 4
+            and words[16:22] == (*(minus,) * 4, 0, minus)
+            and words[26:28] == (1, 1)
+        )
+
+    def _equal_width(self) -> int:
+        """The most tokens that a pass may read and give the rows of passes over one token; 1 where none do.
+
+        Tried with all widths up to `MAX_WIDTH`, behind an empty cache, a short text and a long one.
+        """
+        text, widest = [at * 7919 % self.vocab for at in range(_CACHED[-1] + MAX_WIDTH)], MAX_WIDTH
+        for cached in _CACHED:
+            if cached + MAX_WIDTH > self.context:
+                break
+            cache = self.new_cache()
+            for begin in range(0, cached, PREFILL_WIDTH):
+                self.forward(text[begin : min(begin + PREFILL_WIDTH, cached)], cache, 0)
+            kept = cache.copy(cached) if self.states else cache
+            block = text[cached : cached + widest]
+            single = torch.cat([self.forward([token], cache, 1).clone() for token in block])
+            for width in range(2, widest + 1):
+                if self.states:
+                    cache = kept.copy(cached)
+                else:
+                    cache.rewind(cached)
+                if not torch.equal(self.forward(block[:width], cache, width), single[:width]):
+                    widest = width - 1
+                    break
+        return widest
+
+    def _keeps_states(self) -> bool:
         kinds = ("llama_model_is_recurrent", "llama_model_is_hybrid")
         return any(getattr(self._lib, kind)(self._model) for kind in kinds if hasattr(self._lib, kind))
 
@@ -278,6 +361,8 @@ class LlamaCppModel:
         cores = psutil.cpu_count(logical=False) or os.cpu_count() or 1
         if hasattr(os, "sched_getaffinity"):
             cores = min(cores, len(os.sched_getaffinity(0)))
+        if (limit := os.environ.get("OMP_NUM_THREADS", "")).isdigit():  # what a person allows programs like this
+            cores = min(cores, max(int(limit), 1))
         tried = sorted({max(1, cores // 2), max(1, cores - 1), cores})
         if len(tried) == 1 or self.gpu_layers < 0:
             self._lib.llama_set_n_threads(self._context, cores, cores)
@@ -309,17 +394,17 @@ class LlamaCppModel:
         return max(sizes[1] - sizes[0], 1)
 
     def _can_cut(self) -> bool:
-        """Reads, cuts and reads again, and compares with reading at once: 18 tokens, of which the last 16 are cut."""
+        """Reads, cuts and reads again, and compares with reading at once: 18 tokens, of which the last 15 are cut."""
         text = [at % self.vocab for at in range(MAX_WIDTH + 2)]
         self.cuttable = True
         cut, fresh = self.new_cache(), self.new_cache()
         self.forward(text[:2], cut, 1)
         self.forward(text[2:], cut, 1)
-        cut.rewind(2)
-        if cut.length != 2:
+        cut.rewind(3)
+        if cut.length != 3:
             return False
         after = self.forward([3 % self.vocab], cut, 1).clone()
-        self.forward(text[:2], fresh, 1)
+        self.forward(text[:3], fresh, 1)
         once = self.forward([3 % self.vocab], fresh, 1)
         return bool((after - once).abs().max() <= 0.05 * once.abs().max().clamp(min=1e-6))
 

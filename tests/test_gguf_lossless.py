@@ -107,15 +107,20 @@ CONTEXT = 96
 TEXT = [(37 * i) % 250 for i in range(3 * CONTEXT)]
 
 
-@pytest.fixture(scope="module")
-def family(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A family of two tiny models as GGUF, with a tokenizer of bytes."""
-    root = tmp_path_factory.mktemp("gguf")
-    for name, model in tiny.related(count=2, noise=0.05).items():
+def write_family(root: Path, context: int = 256) -> str:
+    """A family of two tiny models as GGUF, with a tokenizer of bytes; its address."""
+    for name, model in tiny.related(count=2, noise=0.05, context=2 * context).items():
         write(model.float(), root / f"{name if name == 'big' else 'small'}.gguf", "F32", tokenizer())
     (root / "models.yaml").write_text(
-        "families: {tiny: {context: 256, models: {small: ./small.gguf, big: ./big.gguf}}}"
+        f"families: {{tiny: {{context: {context}, models: {{small: ./small.gguf, big: ./big.gguf}}}}}}"
     )
+    return f"{root}/models.yaml#tiny"
+
+
+@pytest.fixture(scope="module")
+def family(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("gguf")
+    write_family(root)
     return root
 
 

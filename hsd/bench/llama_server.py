@@ -182,7 +182,7 @@ def _environment(program: Path) -> dict[str, str]:
     The wheel's libllama brings a libstdc++ of its own and the server's library uses the system's. Where the server's
     comes first, the second vocabulary that is loaded (a draft's) ends the process: "free(): invalid pointer".
     """
-    held = dict(os.environ)
+    held = {**os.environ, "GGML_NO_BACKTRACE": "1"}  # else a failing server asks a debugger, which takes seconds
     if sys.platform != "linux":
         return held
     for folder in (program.parent.parent / "lib", program.parent):

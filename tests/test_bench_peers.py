@@ -11,7 +11,7 @@ import pytest
 from test_gguf_lossless import SMOL, real, write_family
 
 import hsd
-from hsd.bench import BenchRequest, llama_server, peers
+from hsd.bench import BenchRequest, gguf_steps, llama_server, peers, steps
 from hsd.bench.peer_prompts import KINDS, MEASURED
 
 SERVER = llama_server.find_server()
@@ -87,6 +87,19 @@ def test_figures_are_tokens_over_seconds_and_ratios_of_them() -> None:
     assert chat["over_best_of_llama_server"][peers.AUTO] == pytest.approx(20 / 19)
     assert chat["same_ids_as_plain"] == {peers.PLAIN: 2, peers.AUTO: 1, server: 0}
     assert chat["plans_of_auto"] == {"a:3>b": 1} and chat["prompt_tokens_per_second"][server] == 20
+
+
+def test_steps_of_gguf_models_are_measured_beside_a_bare_loop_that_gives_the_same_ids(tmp_path: Path) -> None:
+    said: list[str] = []
+    found = steps.run(BenchRequest(write_family(tmp_path, 1024), device="cpu", quick=True, tell=said.append))
+    json.dumps(found)
+    assert set(found["models"]) == {"small", "big"}
+    for model in found["models"].values():
+        speeds = model["tokens_per_second"]
+        assert model["same_ids"][gguf_steps.BARE] and 0 < model["outside_passes"] < 1
+        assert model["ours_over"][gguf_steps.BARE] == pytest.approx(speeds[gguf_steps.OURS] / speeds[gguf_steps.BARE])
+    # The server refuses a file whose tokenizer it does not know, and the rest is measured all the same.
+    assert sum("llama-server is left out" in line for line in said) == 2
 
 
 @pytest.mark.full

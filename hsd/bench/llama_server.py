@@ -106,8 +106,13 @@ class Server:
             self.close()
             raise
 
-    def complete(self, ids: Sequence[int], tokens: int, temperature: float, seed: int) -> Answer:
+    def complete(
+        self, ids: Sequence[int], tokens: int, temperature: float, seed: int, ignore_end: bool = False
+    ) -> Answer:
         """A reply to a prompt of token ids, which is read anew. No filter but the temperature.
+
+        Args:
+            ignore_end: the model cannot end it.
 
         Raises:
             LoadError: the server failed.
@@ -121,6 +126,7 @@ class Server:
             "top_p": 1.0,
             "min_p": 0.0,
             "cache_prompt": False,
+            "ignore_eos": ignore_end,
             "return_tokens": True,
         }
         got = self._ask("/completion", body, _REPLY)

@@ -333,9 +333,14 @@ set_up() {    # app or test
 }
 
 run_tests() {
-    local arg marks="not full and not gpu" failed="" status=0 out=$VENV/test.log closing
+    local arg marks="not full and not gpu" workers=2 failed="" status=0 out=$VENV/test.log closing
+    # Two files at a time: tests of the page wait more than they compute.
+    [ "$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1)" -ge 2 ] || workers=""
     for arg in ${1+"$@"}; do
         shift
+        case $arg in
+            --full | -s | --pdb | -n*) workers="" ;;    # what large counts print shall be seen
+        esac
         if [ "$arg" = --full ]; then marks=""; else set -- ${1+"$@"} "$arg"; fi
     done
     cd "$ROOT"
@@ -349,7 +354,7 @@ run_tests() {
     "$VENV/bin/mypy" || failed="$failed mypy"
     say "pytest"
     set +e
-    "$PY" -m pytest -q ${marks:+-m "$marks"} ${1+"$@"} 2>&1 | tee "$out"
+    "$PY" -m pytest -q ${workers:+-n "$workers" --dist loadfile} ${marks:+-m "$marks"} ${1+"$@"} 2>&1 | tee "$out"
     status=${PIPESTATUS[0]}
     set -e
 

@@ -289,11 +289,12 @@ def stats(data_dir: str | None, as_json: bool, reset: bool) -> None:
             _print_json(summary)
 
 
-@cli.command()
+@cli.command(epilog="\b\n" + "\n".join(f"{name:11} {what}" for name, what in BENCHMARKS.items()))
 @click.argument("what", type=click.Choice(list(BENCHMARKS)), default="replies")
 @_options("family", "config", "data", "device", "dtype", "json")
 @click.option("--quick", is_flag=True, help="Fewer prompts and repeats.")
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Folder for the results.")
+@click.option("--minutes", type=click.FloatRange(min=0.1), help="Of `peers`: begin nothing new after so long.")
 def bench(
     what: str,
     family: str,
@@ -304,9 +305,10 @@ def bench(
     as_json: bool,
     quick: bool,
     out: Path | None,
+    minutes: float | None,
 ) -> None:
     """A benchmark: by default plain decoding against the plan that `auto` chooses, interleaved in one run."""
-    asked = BenchRequest(family, config, data_dir, device, dtype, quick, out, click.echo)
+    asked = BenchRequest(family, config, data_dir, device, dtype, quick, out, click.echo, minutes)
     result = importlib.import_module(f"hsd.bench.{what}").run(asked)
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)

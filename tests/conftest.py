@@ -15,6 +15,9 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 # Tiny tensors on several threads wait for each other longer than they compute.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+if not os.environ.get("HSD_REAL_MODELS"):
+    # llama.cpp asks for its own number; its threads wait in a loop, which takes minutes where the machine is busy.
+    os.environ.setdefault("OMP_THREAD_LIMIT", "1")
 sys.path.insert(0, str(Path(__file__).parent))
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import pytest
@@ -18,15 +20,19 @@ QUESTION = "How do I extract a tar.gz archive?"
 
 
 def hsd(*arguments: str, home: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-c", "from hsd.cli import run; run()", *arguments],
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-        cwd=ROOT,
-        env={**os.environ, "HSD_HOME": str(home), "PYTHONPATH": str(ROOT), **environment},
-    )
+    """The command in this process: a new one imports torch for seconds. Others below are processes of their own."""
+    out, err, code = io.StringIO(), io.StringIO(), 0
+    wanted = {"HSD_HOME": str(home), **environment}
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+        for name, value in wanted.items():
+            patch.setenv(name, value)
+        patch.setattr(sys, "argv", ["hsd", *arguments])
+        patch.chdir(ROOT)
+        try:
+            cli.run()
+        except SystemExit as end:
+            code = int(end.code or 0)
+    return subprocess.CompletedProcess(list(arguments), code, out.getvalue(), err.getvalue())
 
 
 def last_json(done: subprocess.CompletedProcess[str]) -> dict:
@@ -98,6 +104,13 @@ def test_what_goes_wrong_is_one_sentence_and_the_right_exit_status(arguments, st
         assert done.stderr.startswith("Error: ") and len(done.stderr.strip().splitlines()) == 1
 
 
+def test_a_process_of_its_own_ends_with_that_status_and_sentence(home):
+    command = [sys.executable, "-c", "from hsd.cli import run; run()", "generate", "hi", "--family", "builtn"]
+    environment = {**os.environ, "HSD_HOME": str(home), "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False, env=environment)
+    assert done.returncode == 1 and done.stderr.startswith("Error: ") and not done.stdout
+
+
 def test_a_data_folder_that_cannot_be_made_is_one_sentence(tmp_path):
     (tmp_path / "file").write_text("")
     done = hsd("stats", home=tmp_path / "file" / "below")
@@ -126,6 +139,8 @@ def test_a_file_of_json_lines_may_hold_any_text(tmp_path: Path) -> None:
     told = [{"text": f"a{mark}b"} for mark in ("\u2028", "\x85", "\v")]
     (tmp_path / "some.jsonl").write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in told))
     assert [row for _, row in rows(tmp_path / "some.jsonl", {"text"})] == told
+
+
 @pytest.mark.parametrize("encoding", ["latin-1", "ascii", "utf-8"])
 def test_letters_that_the_terminal_does_not_have_do_no_harm(tmp_path, encoding):
     folder = tmp_path / "Grüße aus 東京 🗼"

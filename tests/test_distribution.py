@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import random
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,7 +25,7 @@ from hsd.kernels import Kernels
 from hsd.levels import TokenSequence, make_levels
 from hsd.lookup import SuffixIndex
 from hsd.planning import StopRule
-from hsd.runtime import Reader
+from hsd.runtime import LanguageModel, Reader
 from hsd.sampling import Sampler
 
 VOCAB, PROMPT = 4, (0, 1, 2, 1, 0, 1, 2)
@@ -43,6 +44,8 @@ class Case:
     def __str__(self) -> str:
         p = self.params
         extra = f" top_p={p.top_p}" if p.top_p < 1 else " penalties" if p.repetition_penalty != 1 else ""
+        extra += f" top_k={p.top_k}" if p.top_k else ""
+        extra += f" min_p={p.min_p}" if p.min_p else ""
         extra += "" if self.end is None else f" end={self.end}"
         return f"{self.plan} {self.rule}{extra}{f' {self.kernels} kernels' if self.kernels else ''}"
 
@@ -85,12 +88,17 @@ def models(case: Case) -> dict[str, TableModel]:
     }
 
 
-def law(case: Case) -> dict[tuple[int, ...], float]:
-    """Exact joint distribution of the first tokens, with the filters written anew in numpy."""
-    table = models(case)["t"].table.double().numpy()
+def law(case: Case, row: Callable[[tuple[int, ...]], np.ndarray] | None = None) -> dict[tuple[int, ...], float]:
+    """Exact joint distribution of the first tokens, with the filters written anew in numpy.
+
+    `row` gives the target's logits behind a prefix; None takes those of the target's table.
+    """
+    if row is None:
+        table = models(case)["t"].table.double().numpy()
+        return law(case, lambda prefix: table[prefix[-2], prefix[-1]])
 
     def following(prefix: tuple[int, ...]) -> np.ndarray:
-        p, logits = case.params, table[prefix[-2], prefix[-1]].copy()
+        p, logits = case.params, row(prefix).copy()
         counts = Counter(prefix[len(PROMPT) :])
         for token in set(prefix):
             logits[token] = (
@@ -100,10 +108,14 @@ def law(case: Case) -> dict[tuple[int, ...], float]:
             logits[token] -= p.presence_penalty + p.frequency_penalty * count
         chances = np.exp(logits / p.temperature)
         chances /= chances.sum()
+        if p.top_k:
+            chances[np.argsort(-chances)[p.top_k :]] = 0
+            chances /= chances.sum()
         if p.top_p < 1:
             order = np.argsort(-chances)
             before = np.concatenate(([0.0], np.cumsum(chances[order])[:-1]))
             chances[order[before >= p.top_p]] = 0
+        chances[chances < p.min_p * chances.max()] = 0
         return chances / chances.sum()
 
     out = {(): 1.0}
@@ -118,10 +130,18 @@ def law(case: Case) -> dict[tuple[int, ...], float]:
 
 
 def sample(
-    case: Case, count: int, seed: int, stop: StopRule | None = None, lengths: set[int] | None = None
+    case: Case,
+    count: int,
+    seed: int,
+    stop: StopRule | None = None,
+    lengths: set[int] | None = None,
+    family: dict[str, LanguageModel] | None = None,
 ) -> Counter[tuple[int, ...]]:
-    """First tokens of `count` replies, through the hierarchy's own rounds; `lengths` collects those of the blocks."""
-    plan, family = Plan.parse(case.plan), models(case)
+    """First tokens of `count` replies, through the hierarchy's own rounds.
+
+    `lengths` collects those of the blocks; `family` are other models than the tables.
+    """
+    plan, family = Plan.parse(case.plan), models(case) if family is None else family
     coins = random.Random(seed)
     readers = {name: Reader(model, model.new_cache()) for name, model in family.items()}
     index = SuffixIndex()
@@ -151,9 +171,9 @@ def sample(
     return seen
 
 
-def p_value(case: Case, seen: Counter[tuple[int, ...]]) -> float:
-    """Chi-square p-value; rare outcomes are pooled, impossible ones must not occur."""
-    expected, total = law(case), sum(seen.values())
+def p_value(case: Case, seen: Counter[tuple[int, ...]], expected: dict[tuple[int, ...], float] | None = None) -> float:
+    """Chi-square p-value; rare outcomes are pooled, impossible ones must not occur. `expected`: None is `law(case)`."""
+    expected, total = law(case) if expected is None else expected, sum(seen.values())
     if any(expected[tokens] == 0 for tokens in seen):
         return 0.0
     cells = [(seen[tokens], chance * total) for tokens, chance in expected.items() if chance > 0]

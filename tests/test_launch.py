@@ -394,6 +394,12 @@ class TestTestCommand:
         assert result.stdout.splitlines()[-1] == "3 passed, 1 skipped in 0.12s"
         assert "-m not full and not gpu -k two words" in self.pytest_call(tools)
 
+    @pytest.mark.parametrize(("cores", "arguments", "two"), [(2, (), True), (1, (), False), (2, ("-s",), False)])
+    def test_two_files_at_a_time_where_there_are_two_cores(self, tools: Machine, cores: int, arguments, two: bool):
+        tools.add("getconf", f"#!/usr/bin/env bash\necho {cores}\n")
+        tools.launch("test", *arguments)
+        assert ("-n 2 --dist loadfile" in self.pytest_call(tools)) == two
+
     def test_full_runs_all_and_is_not_handed_on(self, tools: Machine):
         tools.launch("test", "-x", "--full")
         assert self.pytest_call(tools).endswith("-q -x")

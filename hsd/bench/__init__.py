@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 BENCHMARKS = {
     "replies": "plain decoding against the plan that `auto` chooses, interleaved in one run",
+    "peers": "a GGUF family beside `llama-server`: four kinds of prompt, all settings of both in turn",
     "steps": "one pass of every model: ours, transformers, llama.cpp where it is installed, and the floor",
     "generate": "plain decoding of a safetensors model against transformers' own `generate`, on a processor",
     "gpu": "captured steps of models of real size on an NVIDIA GPU, and what the engine adds to them",
@@ -38,16 +39,18 @@ class BenchRequest:
         quick: fewer repeats.
         out: folder for files beside the figures; the figures themselves are written by the command.
         tell: takes lines of text for people.
+        minutes: time after which `peers` begins no further round; None is no limit.
     """
 
     family: str = "builtin"
     config: str | None = None
-    data_dir: str | None = None
+    data_dir: str | Path | None = None
     device: str = "auto"
     dtype: str | None = None
     quick: bool = False
     out: Path | None = None
     tell: Callable[[str], None] = print
+    minutes: float | None = None
 
     def engine(self) -> Engine:
         """The family, loaded and measured; what is worth knowing of it is told."""

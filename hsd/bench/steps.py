@@ -1,5 +1,7 @@
 """One pass of every model at widths 1, 2, 5 and 9: ours, transformers, llama.cpp, and what the machine allows at best.
 
+Families of GGUF models are measured by `gguf_steps`.
+
 All means of a model take turns, so that a slow moment of the machine hits all of them. The floor is the larger of two
 times: reading the weights once at the speed at which this machine reads as many bytes again and again, and computing
 at the speed of its matrix products.
@@ -18,7 +20,7 @@ from typing import Any
 import torch
 import transformers
 
-from hsd.bench import BenchRequest, llama_cpp
+from hsd.bench import BenchRequest, gguf_steps, llama_cpp
 from hsd.errors import ConfigError
 from hsd.runtime import LeanModel, Reader, TransformersModel
 
@@ -35,6 +37,8 @@ Means = Callable[[int], None]
 
 def run(ask: BenchRequest) -> dict[str, Any]:
     """`hsd bench steps`."""
+    if gguf_steps.is_gguf(ask):
+        return gguf_steps.run(ask)
     if ask.device not in ("auto", "cpu") or (ask.device == "auto" and torch.cuda.is_available()):
         raise ConfigError("`hsd bench steps` compares means on a CPU.", "On a GPU use `hsd bench gpu`.")
     repeats = 20 if ask.quick else 100

@@ -234,9 +234,10 @@ class Engine:
                 if not more and not should_stop():
                     left = min(allowance.left, STRETCH - (time.perf_counter() - begun))
                     with allowance.spending():
-                        self.planner.profile.refresh(left, should_stop)
+                        # A part of what is left: scoring and choosing need some of it, too.
+                        self.planner.profile.refresh(left / 3, should_stop)
                         if self._last is not None and self.planner.profile.measured and not should_stop():
-                            self.planner.replan(*self._last)
+                            self.planner.replan(*self._last, seconds=left)
             except BaseException:
                 # Whatever failed may have left a cache half-way.
                 self._conversations.clear()

@@ -40,9 +40,9 @@ _CALIBRATED = 200
 _TURNS = 24
 """Last replies whose lengths say what a prompt costs a draft."""
 
-_SAVED = 0.8
+_SAVED = 0.7
 """What a token from a lookup saves, in plain steps of the level above: what a token costs with the lookup, less than a
-step. Of 0.7 to 1, this was best or near it on replies of a 1.5B model (docs/log.md)."""
+step. Of 0.7 to 1, this was best on replies of a 1.5B model (docs/log.md)."""
 
 _COLUMNS = 8
 """Columns over which the cost of one more is averaged: single widths have steps."""
@@ -78,6 +78,7 @@ class Planner:
         self._sketches: dict[tuple[str, int], list[Any]] = {}  # of the prompts of the replies that it was chosen on
         self._scored_at: dict[tuple[str, int], int] = {}
         self.ranking_seconds = 0.0  # what ranking all plans took last
+        self.choosing_seconds = 0.0  # what the last decision took
         self.awaited: dict[int, Plan] = {}  # switches between replies whose outcome is not known yet
 
     def acceptances(self, temperature: float) -> dict[tuple[str, str], AcceptanceEstimate]:
@@ -103,16 +104,22 @@ class Planner:
             return self.choose(temperature, context)
         return self._decisions[key]
 
-    def replan(self, temperature: float, context: int, plan: Plan) -> None:
-        """Decides anew if there was a reply since; what its plan needs, if it is pinned, is fitted as well."""
+    def replan(self, temperature: float, context: int, plan: Plan, seconds: float = float("inf")) -> None:
+        """Decides anew if there was a reply since; what its plan needs, if it is pinned, is fitted as well.
+
+        Args:
+            temperature, context, plan: of the last reply.
+            seconds: that may be spent; a decision that would take longer is made after `_STALE` replies only.
+        """
         key = (temperature_bucket(temperature), bucket(context))
-        if self._replies_since.get(key, 1):
+        since = self._replies_since.get(key, _STALE)
+        if since and (since >= _STALE or self.choosing_seconds <= seconds):
             self.choose(temperature, context)
         self.stop_rule(plan, temperature, context)
 
     def choose(self, temperature: float, context: int = 0) -> Decision:
         """Ranks all plans by today's numbers and decides; a switch is stored with its reason."""
-        names = {LOOKUP, *self._models}
+        started, names = time.perf_counter(), {LOOKUP, *self._models}
         measured = {
             pair: estimate for pair, estimate in self.acceptances(temperature).items() if names.issuperset(pair)
         }
@@ -187,6 +194,7 @@ class Planner:
         self._scored_at[key] = self._stats.scored
         # Fitted now, not while somebody waits for a first token.
         self.stop_rule(self.fixed(decision.plan, temperature, context)[0], temperature, context)
+        self.choosing_seconds = time.perf_counter() - started
         return decision
 
     def _reading(self, context: int) -> Callable[[Plan], float]:

@@ -7,6 +7,8 @@ import itertools
 import models as tiny
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from test_distribution import PLAIN, TOP_P, Case, p_value, sample
 
 import hsd
@@ -59,6 +61,7 @@ def test_stopping_by_value_leaves_the_joint_law_as_it_is(case, request):
 
 def learned() -> hsd.Engine:
     one = hsd.Engine.from_models(tiny.related(count=2, noise=0.05), tiny.ByteTokenizer())
+    one.learner.allowance.share = 1e9
     for seed in range(6):
         params = SamplingParams(temperature=0, seed=seed, max_tokens=120, banned_ids=(tiny.END,))
         one.generate(f"hello {seed}", params, plan="medium:2>big")
@@ -71,7 +74,6 @@ def test_greedy_ids_are_the_same_with_and_without_stopping_by_value():
     one = learned()
     plan = hsd.Plan.parse("medium:8>big")
     assert one.planner.stop_rule(plan, 0.0) is not None
-    assert one.planner.stop_rule(hsd.Plan.parse("lookup:2>big"), 0.0) is None
     assert one.planner.stop_rule(plan, 1.0) is None, "no position of this temperature was scored"
     params = SamplingParams(temperature=0, max_tokens=80)
     for prompt in ("hello 1", "something else", [1, 2, 3]):
@@ -90,3 +92,41 @@ def test_a_seed_above_zero_keeps_to_the_thresholds():
     first = one.generate("hello", params, plan="medium:6>big")
     assert one.planner.stop_rule(hsd.Plan.parse("medium:6>big"), 1.0) is not None
     assert first.token_ids == one.generate("hello", params, plan="medium:6>big", early_stop=False).token_ids
+
+
+CENTRES = [(low + high) / 2 for low, high in zip((0.0, *EDGES), (*EDGES, 1.0), strict=True)]
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.lists(st.floats(0, 1), max_size=8),
+    st.lists(st.floats(0, 1), min_size=12, max_size=12),
+    st.lists(st.floats(0.1, 3), min_size=1, max_size=8),
+    st.floats(0.5, 4),
+)
+def test_a_lookups_block_is_as_long_as_gains_most(confidences, survival, steps, token_ms):
+    block_ms = (0.0, *np.cumsum(steps).tolist())
+    one = StopRule(Calibration(tuple(sorted(survival)), 0.5, 1000), token_ms, steps[0], block_ms)
+    chances = [one.calibration.chance(c) for c in confidences]
+
+    def gain(n: int) -> float:
+        return token_ms * sum(np.prod(chances[: i + 1]) for i in range(n)) - block_ms[n]
+
+    most = min(len(confidences), len(steps))
+    found = one.length(confidences)
+    assert 0 <= found <= most
+    assert gain(found) == pytest.approx(max(gain(n) for n in range(most + 1)), abs=1e-9)
+
+
+def test_a_weak_match_is_not_proposed_and_a_strong_one_is():
+    strong, weak = 0.999, 0.1
+    one = StopRule(fit([], trusted=True), 10.0, 3.0, (0.0, 3.0, 6.0, 9.0))
+    assert one.length([weak, weak]) == 0 and one.length([strong] * 5) == 3 and one.length([strong, weak, strong]) == 1
+
+
+def test_a_lookups_confidence_counts_as_its_chance_until_positions_say_otherwise():
+    nothing = fit([], trusted=True)
+    assert nothing is not None and [nothing.chance(c) for c in CENTRES] == pytest.approx(CENTRES)
+    wrong = fit([(np.full(500, 0.97), np.zeros(500)), (np.full(9, np.nan), np.zeros(9))], trusted=True)
+    assert wrong is not None and wrong.chance(0.97) < 0.1 and wrong.positions == 500
+    assert fit([]) is None

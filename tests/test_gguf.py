@@ -303,3 +303,26 @@ def test_real_models_split_and_join_text_as_they_should(real: Path) -> None:
             for split in (False, True):
                 assert used.decode(used.encode(text, add_special_tokens=False, split_special_tokens=split)) == text
         assert used.eos_token_id in used.end_ids
+
+
+@pytest.mark.full
+def test_a_real_prompt_that_is_cancelled_leaves_the_next_reply_right(real: Path, tmp_path: Path) -> None:
+    file = next(real.glob("SmolLM2*.gguf"), None)
+    if file is None:
+        pytest.skip("HSD_REAL_MODELS holds no SmolLM2")
+    model = LlamaCppModel("real", file, 2048, library())
+    text, reader, fresh, asked = [1000 + i % 777 for i in range(900)], Reader(model, model.new_cache()), None, [0]
+    reader.prefill(text[:100])
+
+    def stop() -> bool:
+        asked[0] += 1
+        return asked[0] > 600  # inside a pass
+
+    assert not reader.prefill(text, stop)
+    kept, fresh = len(reader), Reader(model, model.new_cache())
+    assert 100 <= kept < 900
+    got = reader.read(text[: kept + 3], 1).clone()
+    fresh.prefill(text[:100])
+    fresh.prefill(text[:kept])
+    wanted = fresh.read(text[: kept + 3], 1)
+    assert (got - wanted).abs().max() < 0.02 * wanted.abs().max() and got.argmax() == wanted.argmax()

@@ -9,6 +9,8 @@ import pytest
 from test_loading import tokenizer
 
 import hsd
+from hsd import gguf
+from hsd.loading.shapes import of_gguf
 from hsd.runtime import LlamaCppModel, Reader
 from hsd.runtime.base import MAX_WIDTH
 from hsd.runtime.llama_cpp.library import library
@@ -94,6 +96,15 @@ def test_a_prompt_of_a_hybrid_that_is_stopped_leaves_nothing_of_it(folder: Path)
     assert not reader.prefill(TEXT, stop) and len(reader) == 0
     got = reader.read(TEXT[:21], 1).clone()
     assert (got - fresh.read(TEXT[:21], 1)).abs().max() < 1e-3
+
+
+def test_states_are_part_of_the_estimate(folder: Path) -> None:
+    shapes = {kind: of_gguf([gguf.header(folder / f"{kind}.gguf")]) for kind in gguf_tiny.KINDS}
+    hybrid, recurrent = shapes["hybrid"], shapes["recurrent"]
+    # Two of four layers: 3 columns of 64 channels and a state of 32 by 16, in float32.
+    assert hybrid.attending == 2 and hybrid.states == 18 * 2 * 4 * (3 * 64 + 32 * 16)
+    assert recurrent.attending == 0 and recurrent.states == 2 * 4 * (3 * 64 + 64 * 8)
+    assert shapes["experts"].attending is None and shapes["window"].states == 0
 
 
 @pytest.mark.parametrize(

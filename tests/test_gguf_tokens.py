@@ -27,7 +27,7 @@ TEXTS = (
         "\r\nwin\r\n",
         "a" * 300,
     ),
-    *("العربية हिन्दी ภาษาไทย 한국어 日本語", "\u00a0nbsp\u3000wide\u200bzero", "x\x00y", ""),
+    *("العربية हिन्दी ภาษาไทย 한국어 日本語", "\u00a0nbsp\u3000wide\u200bzero", "x\x00y", "\r\nwin\r\n", ""),
     *(HERE.joinpath("gguf_tiny.py").read_text(encoding="utf-8")[at : at + 300] for at in range(0, 3000, 300)),
 )
 USER = {"role": "user", "content": " a question\n"}

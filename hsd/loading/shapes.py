@@ -52,6 +52,8 @@ class Shape:
             where it is stored as it is, or by bitsandbytes.
         needs_gpu: such weights are unpacked where there is no GPU.
         cached: bytes of a number in the cache; 0 where the device decides that.
+        attending: layers with keys and values, where not all have them.
+        states: bytes of what recurrent layers keep, for all passes that can be cut.
     """
 
     embedding: int
@@ -72,6 +74,8 @@ class Shape:
     stored: float = 0.0
     needs_gpu: bool = False
     cached: int = 0
+    attending: int | None = None
+    states: int = 0
 
     @property
     def parameters(self) -> int:
@@ -131,6 +135,7 @@ def _of_gguf(headers: Sequence[gguf.Header]) -> Shape:
     weights, size = sum(t.weights for t in tensors), sum(t.size for t in tensors)
     hidden, heads = int(first.get("embedding_length", 0)), _most(first.get("attention.head_count", 1)) or 1
     tokens = first.values.get("tokenizer.ggml.tokens", 0)
+    attending, states = _recurrent(first, tensors)
     return Shape(
         embedding=0,
         head=0,
@@ -148,6 +153,8 @@ def _of_gguf(headers: Sequence[gguf.Header]) -> Shape:
         positions=first.positions,
         stored=size / max(weights, 1),
         cached=2,
+        attending=attending,
+        states=states,
     )
 
 
@@ -206,6 +213,18 @@ _WITHOUT_256 = {
     **{"q6_k": "q8_0", "iq4_xs": "iq4_nl"},
 }
 """What stands in for a format whose blocks of 256 weights do not divide a row."""
+_STATES = 18  # states that are kept of every recurrent layer beside attention: `MAX_WIDTH`, and two more
+
+
+def _recurrent(first: gguf.Header, tensors: Sequence[gguf.Tensor]) -> tuple[int | None, int]:
+    """Layers with keys and values, and bytes of all states; None and 0 where no layer is recurrent."""
+    convolutions = [tensor.shape for tensor in tensors if tensor.name.endswith("ssm_conv1d.weight")]
+    if not convolutions:
+        return None, 0
+    attending = sum(tensor.name.endswith("attn_k.weight") for tensor in tensors)
+    inner = int(first.get("ssm.inner_size", 0)) * int(first.get("ssm.state_size", 0))
+    numbers = sum((shape[0] - 1) * shape[1] + inner for shape in convolutions)
+    return attending, 4 * numbers * (_STATES if attending else 1)
 
 
 def _most(value: Any) -> int:

@@ -88,7 +88,7 @@ class Interruptible(Protocol):
     """A model that can be stopped inside a wide pass."""
 
     def prefill(self, ids: Sequence[int], cache: Any, stop: Callable[[], bool]) -> bool:
-        """Reads a piece of a prompt; False if `stop` said so meanwhile, and then nothing of it is cached."""
+        """Reads a piece of a prompt; False if `stop` said so meanwhile. Then only whole passes of it are cached."""
         ...
 
 

@@ -28,6 +28,7 @@ from hsd.runtime.llama_cpp.library import ABORT, INSTALL, N_GPU_LAYERS, PROGRESS
 _SEQUENCE = 0
 _WIDEST = max(MAX_WIDTH, PREFILL_WIDTH)
 _ABORTED = 2  # llama_decode: the abort callback said so
+_SHORT = 64  # tokens of a prompt that a GPU reads at once
 _TRIES = 5  # passes by which a number of threads is measured
 
 # Offsets in bytes of the fields that are written, all at the head of the structs.
@@ -180,7 +181,12 @@ class LlamaCppModel:
         return torch.cat(rows)
 
     def prefill(self, ids: Sequence[int], cache: LlamaCache, stop: Callable[[], bool]) -> bool:
-        """Reads a piece of a prompt; `stop` is asked inside the pass, on processors. False if it stopped."""
+        """Reads a piece of a prompt; `stop` is asked inside the pass on processors, and between short ones on a GPU.
+
+        False if it stopped. Where it stopped inside a pass, nothing of that pass is cached.
+        """
+        if self.gpu_layers:
+            return self._in_short_pieces(ids, cache, stop)
         before, self._stop = cache.length, stop
         # The library asks before every operation of a pass, which costs too much in the short ones.
         self._lib.llama_set_abort_callback(self._context, self._abort, None)
@@ -190,6 +196,14 @@ class LlamaCppModel:
             self._stop = None
             self._lib.llama_set_abort_callback(self._context, ABORT(), None)
         return cache.length == before + len(ids)
+
+    def _in_short_pieces(self, ids: Sequence[int], cache: LlamaCache, stop: Callable[[], bool]) -> bool:
+        """The library does not ask while a GPU computes."""
+        for begin in range(0, len(ids), _SHORT):
+            if begin and stop():
+                return False
+            self.forward(ids[begin : begin + _SHORT], cache, 0)
+        return True
 
     def cut(self, cache: LlamaCache, length: int) -> int:
         """Keeps the first `length` tokens of a cache; how many it holds then: none where this cannot be."""

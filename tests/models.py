@@ -162,3 +162,10 @@ def related(shape: str = "llama", seed: int = 0, count: int = 3, noise: float = 
                         weight.add_(torch.randn_like(weight) * weight.std() * far)
         out[name] = one
     return out
+
+
+def learn(one: Any) -> None:
+    """All idle work that waits, however long it takes beside replies of such small models."""
+    one.learner.allowance.share = 1e9
+    while one.learn():
+        pass

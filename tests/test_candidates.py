@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 import hsd
-from hsd import Plan, SamplingParams, planning
+from hsd import Plan, SamplingParams
 from hsd.candidates import comparable, reading_ms, uncapped, walked
 from hsd.planning import Calibration, Ranked, StopRule
+from hsd.stats import Positions
 
 WIDTHS = range(1, 17)
 COSTS = {
@@ -21,7 +22,7 @@ PLANS = ["tiny:2>big", "tiny:4>big", "tiny:8>big", "tiny:6>small:2>big", "tiny:1
 RULE = StopRule(Calibration((0.1,) * 8 + (0.98,) * 4, 0.8, 900), 1.5, 0.65)
 
 
-def scored(count: int = 8, length: int = 60, seed: int = 0) -> list[planning.Sequences]:
+def scored(count: int = 8, length: int = 60, seed: int = 0) -> list[Positions]:
     """Replies of easy stretches and hard positions; the draft knows which are which."""
     rng = np.random.default_rng(seed)
     out = []
@@ -30,7 +31,7 @@ def scored(count: int = 8, length: int = 60, seed: int = 0) -> list[planning.Seq
         tiny_rate = np.where(easy, 0.99, 0.1)
         better = np.where(easy, 0.99, 0.4)
         out.append(
-            (
+            Positions(
                 {("tiny", "small"): tiny_rate, ("tiny", "big"): tiny_rate, ("small", "big"): better},
                 {"tiny": np.where(easy, 0.97, 0.3), "small": np.where(easy, 0.99, 0.5)},
             )
@@ -78,7 +79,16 @@ def test_plans_that_are_held_are_priced_at_their_thresholds_or_with_stopping_at_
 
 
 def test_few_replies_are_not_compared():
-    assert comparable(scored(3)) == [] and len(comparable(scored(6))) == 6
+    assert comparable(scored(2)) == [] and comparable(scored(3, length=10)) == []
+    assert len(comparable(scored(3))) == 3
+
+
+def test_a_plan_of_which_no_reply_knows_a_pair_is_left_out():
+    """Lookups are scored on every reply, drafts on some: what is not known must not hide what is."""
+    replies = [Positions({("lookup", "big"): np.ones(40)}, {"lookup": np.full(40, 0.99)}) for _ in range(6)]
+    costs = {"lookup": [0.004], **COSTS}
+    found = walked(ranked([*PLANS, "lookup:4>big"]), [Plan("big")], costs, replies, lambda plan: None)
+    assert {plan.names for plan in found} == {("big",), ("lookup", "big")}
 
 
 def test_what_drafts_read_of_a_prompt_is_charged_in_widest_passes():
@@ -97,7 +107,7 @@ def test_long_prompts_and_short_replies_are_a_reason_against_a_second_draft():
         params = SamplingParams(temperature=0, max_tokens=4)
         for turn in range(8):
             one.generate([1 + turn] * 90, params, plan="medium:2>big")
-            one.learn()
+            tiny.learn(one)
         decision = one.planner.choose(0.0)
         reading = one.planner._reading(0)
         table = one.planner.profile.table()

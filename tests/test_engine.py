@@ -415,7 +415,7 @@ def test_scoring_prices_every_pair_and_leaves_the_caches_right():
     one = engine(noise=0.02)
     params = SamplingParams(temperature=1.0, seed=3, max_tokens=120)
     reply = one.generate("hello hello hello", params, plan="tiny:2>big")
-    one.learn()
+    tiny.learn(one)
     scored = one.planner.acceptances(1.0)
     names = ("lookup", *one.info.models)
     assert set(scored) == {(d, v) for i, v in enumerate(names) if i for d in names[:i]}
@@ -435,7 +435,7 @@ def test_the_scored_acceptance_is_the_rate_at_which_drafts_are_accepted():
     for seed in range(12):
         params = SamplingParams(temperature=1.0, seed=seed, max_tokens=150, banned_ids=(tiny.END,))
         reply = one.generate("hello", params, plan="medium:1>big", verification="token")
-        one.learn()
+        tiny.learn(one)
         kept, proposed = kept + reply.stats.levels[0].accepted, proposed + reply.stats.levels[0].proposed
     estimate = one.planner.acceptances(1.0)["medium", "big"]
     error = (estimate.rate * (1 - estimate.rate) / proposed) ** 0.5
@@ -448,14 +448,14 @@ def test_idle_work_stops_when_somebody_asks():
     asked = iter([False, False, False, True])
     one.learn(lambda: next(asked, True))
     assert not one.planner.acceptances(1.0)
-    one.learn()
+    tiny.learn(one)
     assert one.planner.acceptances(1.0)
 
 
 def test_without_a_data_folder_no_file_is_touched(own_home):
     one = engine(count=2)
     one.generate("hello", GREEDY)
-    one.learn()
+    tiny.learn(one)
     one.close()
     assert not list(own_home.iterdir())
     with pytest.raises(hsd.LoadError, match="closed"):
@@ -465,7 +465,7 @@ def test_without_a_data_folder_no_file_is_touched(own_home):
 def test_statistics_outlive_the_engine(tmp_path):
     with engine(count=2, data_dir=tmp_path) as one:
         one.generate("hello", SamplingParams(temperature=1, seed=1, max_tokens=60), plan="medium:2>big")
-        one.learn()
+        tiny.learn(one)
     with engine(count=2, data_dir=tmp_path) as two:
         assert ("medium", "big") in two.planner.acceptances(1.0)
         assert two.explain(1.0)["acceptances"]
@@ -477,7 +477,7 @@ def test_auto_is_plain_decoding_where_no_draft_can_pay():
     one = hsd.Engine.from_models(family, tiny.ByteTokenizer())
     for seed in range(4):
         one.generate("hello", SamplingParams(temperature=1, seed=seed, max_tokens=200), plan="big")
-        one.learn()
+        tiny.learn(one)
     report = one.explain(1.0)
     assert "bad" not in report["plan"]
 
@@ -488,7 +488,7 @@ def test_with_enough_positions_plans_are_compared_by_replay():
     for seed in range(6):
         params = SamplingParams(temperature=1.0, seed=seed, max_tokens=120, banned_ids=(tiny.END,))
         one.generate("hello", params, plan="tiny:2>big")
-        one.learn()
+        tiny.learn(one)
     report = one.explain(1.0)
     assert report["sure"] and len(report["alternatives"]) <= 13, "only the plans that were replayed are ranked"
     assert {"big"} <= {a["plan"] for a in report["alternatives"]} | {report["plan"]}

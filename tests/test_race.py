@@ -52,7 +52,7 @@ def test_both_read_the_prompt_anew_and_held_conversations_stay(one):
     assert result.plain.stats.reused_tokens == result.plan.stats.reused_tokens == 0
     assert len(one._conversations) == held
     assert one.generate("hello", GREEDY, plan="medium:3>big").stats.reused_tokens > 0
-    one.learn()
+    tiny.learn(one)
 
 
 def test_replies_of_unequal_length_are_compared_by_the_token(one):

@@ -86,9 +86,7 @@ def test_idle_work_keeps_to_its_allowance():
     one.learner.allowance.spent = 1.0  # the least that it may take is spent
     one.generate("hello", FOREVER, plan="medium:2>big")
     assert not one.learn() and one.stats.scored == 1, "the lookup alone, which costs nothing"
-    one.learner.allowance.share = 1e9
-    while one.learn():
-        pass
+    tiny.learn(one)
     assert one.stats.scored == 2 and ("small", "big") in one.planner.evidence.positions(1.0)[0].overlaps
 
 
@@ -105,11 +103,9 @@ def test_an_allowance_is_a_share_of_the_replies():
 def test_a_reply_whose_conversation_went_on_is_not_scored():
     """Its caches would be cut back for it."""
     one = engine()
-    one.learner.allowance.share = 1e9
-    one.generate([1, 2, 3, 4], FOREVER, plan="big")
-    one.generate([1, 2, 3, 4, 5, 6], FOREVER, plan="big")
-    while one.learn():
-        pass
+    first = one.generate([1, 2, 3, 4], FOREVER, plan="big")
+    one.generate([1, 2, 3, 4, *first.token_ids, 5, 6], FOREVER, plan="big")
+    tiny.learn(one)
     assert [("small", "big") in reply.overlaps for reply in one.planner.evidence.positions(1.0)] == [True, False]
 
 
@@ -123,7 +119,7 @@ def test_a_reply_is_scored_in_short_passes():
         ["small", "medium", "big"],
         tokens,
         prompt,
-        Sampler(params, tokens[:prompt], 256, "cpu"),
+        Sampler(params, tokens[:prompt], one._loaded.vocab, "cpu"),
         chances,
         lambda name: 16,
     )

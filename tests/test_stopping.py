@@ -61,11 +61,10 @@ def test_stopping_by_value_leaves_the_joint_law_as_it_is(case, request):
 
 def learned() -> hsd.Engine:
     one = hsd.Engine.from_models(tiny.related(count=2, noise=0.05), tiny.ByteTokenizer())
-    one.learner.allowance.share = 1e9
     for seed in range(6):
         params = SamplingParams(temperature=0, seed=seed, max_tokens=120, banned_ids=(tiny.END,))
         one.generate(f"hello {seed}", params, plan="medium:2>big")
-        one.learn()
+        tiny.learn(one)
     one.planner.profile.measure()
     return one
 
@@ -87,7 +86,7 @@ def test_a_seed_above_zero_keeps_to_the_thresholds():
     for seed in range(6):
         params = SamplingParams(temperature=1.0, seed=seed, max_tokens=120, banned_ids=(tiny.END,))
         one.generate("hello", params, plan="medium:2>big")
-        one.learn()
+        tiny.learn(one)
     params = SamplingParams(temperature=1.0, seed=5, max_tokens=60)
     first = one.generate("hello", params, plan="medium:6>big")
     assert one.planner.stop_rule(hsd.Plan.parse("medium:6>big"), 1.0) is not None

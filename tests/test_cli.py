@@ -126,6 +126,8 @@ def test_a_file_of_json_lines_may_hold_any_text(tmp_path: Path) -> None:
     told = [{"text": f"a{mark}b"} for mark in ("\u2028", "\x85", "\v")]
     (tmp_path / "some.jsonl").write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in told))
     assert [row for _, row in rows(tmp_path / "some.jsonl", {"text"})] == told
+
+
 @pytest.mark.parametrize("encoding", ["latin-1", "ascii", "utf-8"])
 def test_letters_that_the_terminal_does_not_have_do_no_harm(tmp_path, encoding):
     folder = tmp_path / "Grüße aus 東京 🗼"

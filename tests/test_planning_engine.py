@@ -129,7 +129,7 @@ def test_of_a_pair_that_moved_only_what_is_new_is_replayed():
     one = engine(count=4, noise=0.005)
     one.learner.share = 1e9
     learned(one, replies=12)
-    one._models["tiny"].weights.norm.neg_()
+    one._models["tiny"]._model.model.norm.weight.data.neg_()
     learned(one, replies=2)
     estimates = one.planner.acceptances(1.0)
     assert {pair for pair, e in estimates.items() if e.moved} == {p for p in estimates if p[0] == "tiny"}
@@ -150,7 +150,7 @@ def doubting(one: hsd.Engine, plan: str) -> list[int]:
         one.generate(f"you {n}", params, plan=plan, early_stop=False)
         one.learn()
     counts.append(one.stats.scored)
-    one._models["small" if ">small" in plan else "tiny"].weights.norm.neg_()
+    one._models["small" if ">small" in plan else "tiny"]._model.model.norm.weight.data.neg_()
     for n in range(3):
         one.generate(f"again {n}", params, plan=plan, early_stop=False)
         one.learn()
@@ -174,7 +174,7 @@ def test_a_reply_is_not_scored_for_being_hard():
         one.generate(f"hello {n}", params, plan="tiny:3>big", early_stop=False)
         one.learn()
     one.learner.share = 0.0
-    one._models["tiny"].weights.norm.neg_()
+    one._models["tiny"]._model.model.norm.weight.data.neg_()
     counts = [one.stats.scored]
     while counts[-1] == counts[0] and len(counts) < 6:
         one.generate("again", params, plan="tiny:3>big", early_stop=False)

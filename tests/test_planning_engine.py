@@ -126,7 +126,7 @@ def test_easy_and_hard_replies_in_turn_are_no_change():
 def test_of_a_pair_that_moved_only_what_is_new_is_replayed():
     one = engine(count=4, noise=0.005)
     learned(one, replies=12)
-    one._models["tiny"]._model.get_output_embeddings().weight.data.neg_()
+    one._models["tiny"]._model.model.norm.weight.data.neg_()
     learned(one, replies=2)
     estimates = one.planner.acceptances(1.0)
     assert {pair for pair, e in estimates.items() if e.moved} == {p for p in estimates if p[0] == "tiny"}

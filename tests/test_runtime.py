@@ -6,6 +6,7 @@ import models as tiny
 import pytest
 import torch
 
+from hsd.bench import BenchRequest, generate
 from hsd.errors import HsdError
 from hsd.runtime import MAX_WIDTH, LeanModel, Reader, TransformersModel, lean, wrap
 from hsd.runtime.costs import StepCosts, bucket
@@ -180,3 +181,13 @@ def test_every_width_has_a_cost_where_measuring_takes_longer_than_it_may(monkeyp
     costs = StepCosts(TransformersModel("m", tiny.model("llama"), 256))
     costs.measure(widths=(1, 2), buckets=(0,))
     assert all(costs.cost(width).ms > 0 for width in (1, 2, 3))
+
+
+def test_the_benchmark_against_generate_compares_as_many_tokens_of_both(monkeypatch):
+    small = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 1, "num_attention_heads": 2}
+    monkeypatch.setattr(generate, "SHAPE", {**generate.SHAPE, **small, "num_key_value_heads": 1, "vocab_size": 4096})
+    lines: list[str] = []
+    out = generate.run(BenchRequest(quick=True, tell=lines.append))
+    assert [name for name in ("float32", "bfloat16") if out[name]["lowest"] > 0] and len(lines) == 3
+    with pytest.raises(HsdError, match="runs on a processor"):
+        generate.run(BenchRequest(device="cuda"))

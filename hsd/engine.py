@@ -235,7 +235,7 @@ class Engine:
                     left = min(allowance.left, STRETCH - (time.perf_counter() - begun))
                     with allowance.spending():
                         # A part of what is left: scoring and choosing need some of it, too.
-                        self.planner.profile.refresh(left / 3, should_stop)
+                        self.planner.profile.refresh(min(left, allowance.earned) / 3, should_stop)
                         if self._last is not None and self.planner.profile.measured and not should_stop():
                             self.planner.replan(*self._last, seconds=left)
             except BaseException:

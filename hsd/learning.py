@@ -26,8 +26,8 @@ SHARE = 0.1
 STRETCH = 0.5
 """Seconds that idle work takes at most before it lets everything else on the machine have its turn."""
 
-_LEAST = 0.25  # seconds that it may take in any case, however short the replies were
-_PASS = 0.2  # seconds of one pass
+_LEAST = 1.0  # seconds that it may take in any case, so that fast models are known after a few replies
+_PASS = 0.15  # seconds of one pass
 _WIDEST = 256
 _OUTCOME = 300  # tokens of a plan that make the outcome of a switch to it
 _WAITING = 8  # finished replies that wait; older ones are let go
@@ -48,6 +48,11 @@ class Allowance:
     def left(self) -> float:
         """Seconds that may be spent now; below 0 where more was spent than allowed."""
         return max(self.share * self.replies, _LEAST) - self.spent
+
+    @property
+    def earned(self) -> float:
+        """The same of the share alone: for work that can wait until replies have taken their time."""
+        return self.share * self.replies - self.spent
 
     @contextmanager
     def spending(self) -> Iterator[None]:

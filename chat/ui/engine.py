@@ -97,7 +97,7 @@ def _ladder(info: hsd.FamilyInfo, plan: str, last: Mapping[str, Any] | None, kno
     done = {level["name"]: level for level in (last or {}).get("levels", ())}
     names = [info.target, *reversed([m for m in info.models if m != info.target]), LOOKUP]
     rungs = "".join(_rung(name, info, done.get(name), name in used or not used, known) for name in names)
-    return f'<h3>Levels, dearest first</h3><ol class="ladder">{rungs}</ol>'
+    return f'<h3>Models, largest first</h3><ol class="ladder">{rungs}</ol>'
 
 
 def _rung(name: str, info: hsd.FamilyInfo, level: Mapping[str, Any] | None, used: bool, known: dict[str, str]) -> str:

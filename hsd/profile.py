@@ -108,10 +108,11 @@ class Profile:
             raise failed_pass(self._target, error) from error
 
     def measure(self, tell: Callable[[str], None] = lambda _: None, stop: Callable[[], bool] = lambda: False) -> None:
-        """Measures every model's step at every width and stores it; seconds."""
+        """Measures every model's step behind a short context and stores it; half a second a model, or one round of
+        few widths. Behind long contexts replies measure what they use."""
         for name, costs in self._costs.items():
             tell(name)
-            costs.measure(repeats=5 if not costs.known(1) else 2, stop=stop)
+            costs.measure(buckets=(0,), repeats=5 if not costs.known(1) else 2, stop=stop)
         self._measured_anew()
         self.store()
 

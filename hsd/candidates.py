@@ -171,8 +171,12 @@ def _chains(done: Mapping[Plan, Replayed]) -> dict[tuple[str, ...], Plan]:
     return chains
 
 
-def reading_ms(plan: Plan, costs: Mapping[str, Sequence[float]], tokens: int) -> float:
-    """ms that the drafts of a plan take to read so many tokens of a prompt, in the widest passes."""
-    whole, rest = divmod(tokens, MAX_WIDTH)
-    drafts = [costs[stage.name] for stage in plan.drafts if stage.name != LOOKUP]
-    return sum(whole * ms[MAX_WIDTH - 1] + (ms[rest - 1] if rest else 0.0) for ms in drafts)
+def reading_ms(plan: Plan, prompt_ms: Mapping[str, float], tokens: int) -> float:
+    """ms that the drafts of a plan take to read so many tokens of a prompt.
+
+    Args:
+        plan: the plan.
+        prompt_ms: model -> ms for one token of a prompt.
+        tokens: of the prompt.
+    """
+    return tokens * sum(prompt_ms[stage.name] for stage in plan.drafts if stage.name != LOOKUP)

@@ -27,8 +27,8 @@ STRETCH = 0.5
 """Seconds that idle work takes at most before it lets everything else on the machine have its turn."""
 
 _LEAST = 1.0  # seconds that it may take in any case, so that fast models are known after a few replies
-_PASS = 0.15  # seconds of one pass
-_WIDEST = 256
+_PASS = 0.3  # seconds of one pass
+_NARROWEST, _WIDEST = 32, 256  # tokens of one; narrower ones take much longer for each token
 _OUTCOME = 300  # tokens of a plan that make the outcome of a switch to it
 _WAITING = 8  # finished replies that wait; older ones are let go
 
@@ -144,12 +144,13 @@ class Learner:
         Args:
             should_stop: asked before every pass.
         """
-        scored, begun = False, time.perf_counter()
-        while not should_stop() and time.perf_counter() - begun < STRETCH - _PASS:
+        scored, longest, begun = False, 0.0, time.perf_counter()
+        while not should_stop() and (before := time.perf_counter()) - begun + longest < STRETCH:
             reply = self._next()
             if reply is None:
                 break
             scored = self._advance(reply) or scored
+            longest = max(longest, time.perf_counter() - before)
         return scored
 
     def _next(self) -> Scorable | None:
@@ -184,12 +185,14 @@ class Learner:
             return False
         except StopIteration as end:
             self._waiting.remove(reply)
+            for name in self._names[:-1]:
+                self._planner.profile.learn_reading(name, conversation.reader(name).meter.passes)
             scores: Scores = end.value
             return self._stats.record_scores(reply.reply_id, scores.overlaps, scores.confidences)
 
     def _width(self, name: str) -> int:
         """Most tokens of one pass."""
-        return max(16, min(_WIDEST, int(1000 * _PASS / self._planner.profile.prompt_ms(name))))
+        return max(_NARROWEST, min(_WIDEST, int(1000 * _PASS / self._planner.profile.prompt_ms(name))))
 
 
 class Outcomes:

@@ -207,8 +207,8 @@ class Planner:
         if not turns:
             return lambda plan: 0.0
         new, made = (float(np.median(sizes)) for sizes in zip(*turns, strict=True))
-        passes = self.profile.table(context)
-        return lambda plan: candidates.reading_ms(plan, passes, round(new)) / made
+        prompt_ms = {name: self.profile.prompt_ms(name) for name in self._models}
+        return lambda plan: candidates.reading_ms(plan, prompt_ms, round(new)) / made
 
     def running(self, temperature: float, context: int = 0) -> list[Plan]:
         """The plans that the last decision was made between, as they run; none where nothing was replayed."""

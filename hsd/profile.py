@@ -32,6 +32,8 @@ _PASSES = 256  # last passes in replies that say how far steps in place are from
 
 _PROMPTS = 16  # last passes over prompts that say what a token of one takes
 
+_WIDE = 32  # tokens of a pass from which on it says what a token of a prompt takes
+
 _TIMED = 2  # plain steps that are timed at a time
 
 _WORKS = 48
@@ -150,8 +152,13 @@ class Profile:
         passes = list(passes)
         self._costs[name].add(passes)
         self._recent[name].extend(p for p in passes if p.last and p.width <= MAX_WIDTH)
-        self._prompts[name].extend(1000 * p.seconds / p.width for p in passes if not p.last and p.width > 2 * MAX_WIDTH)
+        self.learn_reading(name, passes)
         self._widths.clear()
+
+    def learn_reading(self, name: str, passes: Iterable[Pass]) -> None:
+        """Takes passes over prompts into account."""
+        wide = (p for p in passes if not p.last and p.width >= _WIDE)
+        self._prompts[name].extend(1000 * p.seconds / p.width for p in wide)
 
     def worked(self, greedy: bool, work: Work) -> None:
         """Takes what a reply spent outside model passes into account."""

@@ -67,11 +67,6 @@ class Sampler:
         self._plain = not (self._filtered or self._penalties or self._bias is not None or params.forced_ids)
         self.scale = 0.0 if params.greedy else 1 / params.temperature
 
-    @property
-    def at_once(self) -> bool:
-        """Whether a draw needs no more than the logits, a temperature and a coin, and there is a kernel for it."""
-        return self._plain and self.kernels is not None
-
     def rows(self, logits: Tensor, sequence: Sequence[int]) -> Rows:
         """Distributions of the tokens that follow the last `n` prefixes of a sequence.
 

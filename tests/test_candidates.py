@@ -91,13 +91,12 @@ def test_a_plan_of_which_no_reply_knows_a_pair_is_left_out():
     assert {plan.names for plan in found} == {("big",), ("lookup", "big")}
 
 
-def test_what_drafts_read_of_a_prompt_is_charged_in_widest_passes():
-    passes = {"lookup": [0.004], **COSTS}
-    assert reading_ms(Plan("big"), passes, 100) == 0.0
-    assert reading_ms(Plan.parse("lookup:3>small:3>big"), passes, 35) == pytest.approx(
-        2 * COSTS["small"][15] + COSTS["small"][2]
-    )
-    assert reading_ms(Plan.parse("tiny:3>small:3>big"), passes, 0) == 0.0
+def test_what_drafts_read_of_a_prompt_is_charged_by_the_token():
+    prompt_ms = {"tiny": 0.01, "small": 0.1, "big": 1.0}
+    assert reading_ms(Plan("big"), prompt_ms, 100) == 0.0
+    assert reading_ms(Plan.parse("lookup:3>small:3>big"), prompt_ms, 35) == pytest.approx(3.5)
+    assert reading_ms(Plan.parse("tiny:3>small:3>big"), prompt_ms, 10) == pytest.approx(1.1)
+    assert reading_ms(Plan.parse("tiny:3>small:3>big"), prompt_ms, 0) == 0.0
 
 
 def test_long_prompts_and_short_replies_are_a_reason_against_a_second_draft():
@@ -110,7 +109,7 @@ def test_long_prompts_and_short_replies_are_a_reason_against_a_second_draft():
             tiny.learn(one)
         decision = one.planner.choose(0.0)
         reading = one.planner._reading(0)
-        table = one.planner.profile.table()
-        few = reading_ms(plan, table, 90) / 4
+        prompt_ms = {name: one.planner.profile.prompt_ms(name) for name in one.info.models}
+        few = reading_ms(plan, prompt_ms, 90) / 4
         assert reading(plan) == pytest.approx(few) and few > 0
         assert one.planner.decide("auto", 0.0, 0)[1] == pytest.approx(decision.forecast_ms - reading(decision.plan))

@@ -192,7 +192,7 @@ def _notes(family: Family, context: int, target: LanguageModel, model: Any) -> t
             f"'{target.name}' decodes plainly: its cache cannot be cut back after a rejection, so drafts cannot help."
         )
     if isinstance(target, LlamaCppModel):
-        notes.append(_rounding(target))
+        notes += _rounding(target)
     if target.single:
         notes.append(
             f"'{target.name}' reads what is behind its cache token by token, because wider passes would ignore the "
@@ -201,17 +201,23 @@ def _notes(family: Family, context: int, target: LanguageModel, model: Any) -> t
     return tuple(notes)
 
 
-def _rounding(target: LlamaCppModel) -> str:
-    """What is known of a GGUF target's rows in passes over several tokens, in words."""
+def _rounding(target: LlamaCppModel) -> list[str]:
+    """What there is to know of a GGUF target's rows in passes over several tokens; nothing where they are equal."""
     if not target.exact:
-        return (
+        return [
             f"Where two tokens are nearly as likely, '{target.name}' may choose another one with drafts than without: "
             "a pass over several tokens can round differently. With 'exact: true' it does not."
-        )
+        ]
     if target.widest == 1:
-        return f"'{target.name}' verifies drafts token by token, because wider passes round differently: no draft pays."
-    most = f", in passes over at most {target.widest} tokens" if target.widest < MAX_WIDTH else ""
-    return f"'{target.name}' gives the same rows with and without drafts{most}."
+        return [
+            f"'{target.name}' verifies drafts token by token, because wider passes round differently: no draft pays."
+        ]
+    if target.widest < MAX_WIDTH:
+        return [
+            f"'{target.name}' gives the same rows with and without drafts: it verifies them in passes over at most "
+            f"{target.widest} tokens."
+        ]
+    return []
 
 
 def _shared_vocab(

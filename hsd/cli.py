@@ -154,7 +154,8 @@ def generate(
         if as_json:
             _print_json(_reply_values(reply))
         with contextlib.suppress(Exception):  # learning makes later replies faster; this one is out
-            engine.learn()
+            while engine.learn():
+                pass
         if reply.finish_reason == "error":
             raise HsdError(reply.error or "The reply failed.")
 

@@ -230,7 +230,8 @@ class Engine:
             try:
                 begun, allowance = time.perf_counter(), self.learner.allowance
                 self.learner.run(should_stop)
-                more = self.learner.waits
+                # What comes behind scoring has a stretch of its own.
+                more = self.learner.waits or time.perf_counter() - begun > STRETCH / 2
                 if not more and not should_stop():
                     left = min(allowance.left, STRETCH - (time.perf_counter() - begun))
                     with allowance.spending():

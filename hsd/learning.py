@@ -144,7 +144,7 @@ class Learner:
         Args:
             should_stop: asked before every pass.
         """
-        scored, longest, begun = False, 0.0, time.perf_counter()
+        scored, longest, begun = False, _PASS, time.perf_counter()
         while not should_stop() and (before := time.perf_counter()) - begun + longest < STRETCH:
             reply = self._next()
             if reply is None:

@@ -115,7 +115,8 @@ def _phase(engine: Engine, texts: list[str], tokens: int) -> list[dict[str, Any]
             return rows
         engine.forget()
         events = list(engine.stream(text, SamplingParams(temperature=TEMPERATURE, max_tokens=128)))
-        engine.learn()
+        while engine.learn():
+            pass
         assert isinstance(events[-1], Finished)
         stats = events[-1].reply.stats
         changes = sum(isinstance(event, Replanned) for event in events)

@@ -84,7 +84,8 @@ def fit(engine: Engine, temperature: float, plans: list[Plan], length: int, quic
         for _ in range(1 if quick or temperature == 0 else 2):
             engine.forget()
             engine.generate(text, params, plan=next(turn), early_stop=False)
-            engine.learn()
+            while engine.learn():
+                pass
     planner = engine.planner
     costs = planner.profile.costs(temperature == 0)
     measured = planner.evidence.rates(temperature)

@@ -103,7 +103,8 @@ def _ours(engine: Engine) -> dict[str, Measure]:
             engine.forget()
             reply = engine.generate(list(ids), params, plan=plan)
             if plan == "auto":
-                engine.learn()  # as in the chat, behind a reply
+                while engine.learn():  # as in the chat, behind a reply
+                    pass
             if reply.error:
                 raise HsdError(reply.error)
             stats = reply.stats
@@ -202,7 +203,8 @@ def _warm_up(ask: BenchRequest, engine: Engine, count: int, tokens: int, end: fl
         if end is not None and ask.minutes is not None and time.monotonic() > end - 0.8 * 60 * ask.minutes:
             break
         engine.generate(_ids(engine, text), SamplingParams(temperature=temperature, max_tokens=tokens))
-        engine.learn()
+        while engine.learn():
+            pass
         done += 1
     ask.tell(f"`auto` has learnt from {done} replies of {tokens} tokens.")
     return done

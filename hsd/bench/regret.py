@@ -68,7 +68,8 @@ def warm_up(engine: Engine, temperature: float, length: int) -> None:
     for text in texts[:WARM_UP]:
         engine.forget()
         engine.generate(text, SamplingParams(temperature=temperature, max_tokens=length, seed=None))
-        engine.learn()
+        while engine.learn():
+            pass
 
 
 def candidates(engine: Engine, temperature: float, quick: bool) -> list[str]:
@@ -131,7 +132,8 @@ def measure(
     for plan in order:
         engine.forget()
         if plan == AUTO:
-            engine.learn()  # nothing waits to be scored; the decision is as fresh as it is in a chat
+            while engine.learn():  # nothing waits to be scored; the decision is as fresh as it is in a chat
+                pass
         else:
             # What idle time does in a chat, where the reply before this one had the same plan: forecast and rule.
             engine.planner.decide(plan, temperature, 0)
@@ -141,7 +143,8 @@ def measure(
         # No seed, as in a chat: above temperature 0 with one, nothing would stop by value.
         reply = engine.generate(text, SamplingParams(temperature=temperature, max_tokens=length, seed=None), plan=plan)
         if plan == AUTO:
-            engine.learn()
+            while engine.learn():
+                pass
         rows.append(
             {
                 "category": category,

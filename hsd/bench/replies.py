@@ -56,7 +56,8 @@ def compare(
     for temperature in temperatures:
         for text in _WARM_UP_PROMPTS[:_WARM_UP]:
             engine.generate(text, SamplingParams(temperature=temperature, max_tokens=length, seed=1))
-            engine.learn()
+            while engine.learn():
+                pass
         rows = [
             _pair(engine, category, text, temperature, length, repeat)
             for repeat in range(repeats)
@@ -85,7 +86,8 @@ def _pair(engine: Engine, category: str, text: str, temperature: float, length: 
     for side in order:
         engine.forget()
         replies[side] = engine.generate(text, params, plan=plans[side])
-        engine.learn()  # as in the chat: between two replies the engine scores, measures and decides
+        while engine.learn():  # as in the chat: between two replies the engine scores, measures and decides
+            pass
     return {"category": category, **replies}
 
 

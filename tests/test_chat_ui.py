@@ -384,3 +384,17 @@ def test_every_test_that_the_documentation_names_exists() -> None:
         name = file.replace("b_", "browser_") if file.startswith("b_") else re.sub("^c_", "chat_", file)
         source = (folder / f"test_{name}.py").read_text(encoding="utf-8")
         assert f"def test_{test}(" in source, f"{file}::{test}"
+
+
+def test_plain_replies_are_no_speed_ups() -> None:
+    """Of a reply that was decoded plainly the number says how far the estimate of plain decoding is off."""
+    from types import SimpleNamespace
+
+    from chat.ui.engine import _speedups
+
+    def reply(plan: str, speedup: float) -> SimpleNamespace:
+        return SimpleNamespace(stats={"plan": plan, "speedup": speedup})
+
+    shown = _speedups([reply("big", 0.2), reply("tiny:3>big", 2.0), reply("big", 1.3)])
+    assert "last 1 reply with drafts" in shown and "median 2.0×, last 2.0×" in shown
+    assert _speedups([reply("big", 0.2)]) == ""

@@ -25,6 +25,7 @@ from hsd.sampling import Sampler
 from hsd.types import LOOKUP
 from hsd.verify import Rows, chances_of, overlap
 
+_LEAST = 16  # positions at once, however slow the model is
 _CHUNK = 64  # positions at once: rows of every draft are held together, (models, chunk, vocabulary) floats
 
 
@@ -106,7 +107,9 @@ def passes(
         parts[LOOKUP, target] = [_hits(proposals, tokens[prompt_length:])]
     begin = prompt_length
     while begin < len(tokens):
-        end = min(begin + min(_CHUNK, *(width(name) for name in read), _CHUNK), len(tokens))
+        # Rows of the vocabulary cost about as much again as reading.
+        chunk = min(_CHUNK, *(max(width(name) // 2, _LEAST) for name in read), _CHUNK)
+        end = min(begin + chunk, len(tokens))
         proposed = proposals[begin - prompt_length : end - prompt_length]
         rows: dict[str, Rows] = {}
         for name in read:

@@ -183,7 +183,7 @@ def warmed(noise: float = 0.02) -> hsd.Engine:
     big = one._models["big"]
 
     def slow(ids, cache, last, forward=big.forward):
-        time.sleep(0.003)
+        time.sleep(0.008)
         return forward(ids, cache, last)
 
     big.forward = slow
@@ -211,7 +211,7 @@ LONG = SamplingParams(temperature=0, max_tokens=150, banned_ids=(tiny.END,))
 
 def test_a_reply_leaves_a_plan_that_its_own_rounds_contradict():
     one = warmed()
-    assert one.explain(0.0)["forecast_ms_per_token"] < 0.7 * one.explain(0.0)["plain_ms_per_token"]
+    assert one.explain(0.0)["forecast_ms_per_token"] < 0.8 * one.explain(0.0)["plain_ms_per_token"]
     good = one.generate("hello 9", LONG)
     assert good.stats.tokens / good.stats.target_passes > 1.5
     spoil(one)

@@ -176,19 +176,7 @@ class Planner:
             decision = replace(decision, reason="Plain decoding until a few replies have shown what drafts are worth.")
         self._decode_ms[key] = decision.forecast_ms - reading(decision.plan)
         if current is not None and decision.plan != current:
-            number = self._stats.record_switch(
-                SwitchRecord(
-                    family=self.family,
-                    from_plan=str(current),
-                    to_plan=str(decision.plan),
-                    reason=decision.reason,
-                    from_forecast_ms=held_ms,
-                    to_forecast_ms=self._decode_ms[key],
-                )
-            )
-            self.awaited[number] = decision.plan
-            while len(self.awaited) > _AWAITED:
-                del self.awaited[min(self.awaited)]
+            self._record_switch(current, held_ms, decision, self._decode_ms[key])
         self._decisions[key] = decision
         self._replies_since[key] = 0
         self._scored_at[key] = self._stats.scored
@@ -196,6 +184,22 @@ class Planner:
         self.stop_rule(self.fixed(decision.plan, temperature, context)[0], temperature, context)
         self.choosing_seconds = time.perf_counter() - started
         return decision
+
+    def _record_switch(self, current: Plan, current_ms: float | None, decision: Decision, decode_ms: float) -> None:
+        """Stores a change of plan between replies; its outcome is added later."""
+        number = self._stats.record_switch(
+            SwitchRecord(
+                family=self.family,
+                from_plan=str(current),
+                to_plan=str(decision.plan),
+                reason=decision.reason,
+                from_forecast_ms=current_ms,
+                to_forecast_ms=decode_ms,
+            )
+        )
+        self.awaited[number] = decision.plan
+        while len(self.awaited) > _AWAITED:
+            del self.awaited[min(self.awaited)]
 
     def _reading(self, context: int) -> Callable[[Plan], float]:
         """What the drafts of a plan take to read the new part of a prompt, ms per token of the reply.

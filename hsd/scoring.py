@@ -108,7 +108,7 @@ def passes(
     begin = prompt_length
     while begin < len(tokens):
         # Rows of the vocabulary cost about as much again as reading.
-        chunk = min(_CHUNK, *(max(width(name) // 2, _LEAST) for name in read), _CHUNK)
+        chunk = min([_CHUNK, *(max(width(name) // 2, _LEAST) for name in read)])
         end = min(begin + chunk, len(tokens))
         proposed = proposals[begin - prompt_length : end - prompt_length]
         rows: dict[str, Rows] = {}
